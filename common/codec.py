@@ -1,0 +1,143 @@
+"""Bytes <-> messages: a prelude, a small MessagePack header, raw little-endian array frames.
+
+Frame 0 is a 16-byte prelude (magic, schema, request id), frame 1 the header, the rest are arrays
+whose exact lengths the header dictates. Every length is capped *before* anything is decoded,
+unknown fields and non-finite numbers are refused, and arrays are never copied.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import msgspec
+
+from common.errors import DecodeError
+from common.messages import SCHEMA, AnyMessage, has_manifest, rollouts_in
+from common.weight_layout import WeightManifest
+
+
+Buffer = bytes | bytearray | memoryview
+
+MAX_HEADER_BYTES = 8 << 20
+MAX_FRAME_BYTES = 256 << 20
+MAX_MESSAGE_BYTES = 1 << 30
+MAX_FRAMES = 3 * 65536
+MAX_STRING_BYTES = 1 << 20
+MAX_ARRAY_ITEMS = 1 << 17
+
+_PRELUDE = struct.Struct("<4sHHQ")
+_MAGIC = b"HRCE"
+PRELUDE_BYTES = _PRELUDE.size
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A message as received: who-asked number, typed header, array frames."""
+
+    request_id: int
+    message: AnyMessage
+    frames: list[memoryview]
+
+
+def encode(message: AnyMessage, request_id: int, frames: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the frames to send for ``message``.
+
+    Raises ``ValueError`` when the frames do not match the header or a cap would be exceeded: the
+    sender learns it before the peer would have to drop the connection.
+    """
+    header = pack(message)
+    lengths = [memoryview(frame).nbytes for frame in frames]
+    problem = _length_problem(message, len(header), lengths)
+    if problem:
+        raise ValueError(f"cannot send {type(message).__name__}: {problem}")
+    return [_PRELUDE.pack(_MAGIC, SCHEMA, 0, request_id), header, *frames]
+
+
+def decode(parts: Sequence[Buffer]) -> Decoded:
+    """Return the typed message in ``parts``; raises :class:`DecodeError` on anything else."""
+    request_id = read_request_id(parts)
+    header = memoryview(parts[1]).cast("B")
+    if header.nbytes > MAX_HEADER_BYTES:
+        raise DecodeError(f"header of {header.nbytes} bytes is over the cap {MAX_HEADER_BYTES}")
+    message: AnyMessage = unpack(header, AnyMessage)
+    frames = [memoryview(part).cast("B") for part in parts[2:]]
+    problem = _length_problem(message, header.nbytes, [frame.nbytes for frame in frames])
+    if problem:
+        raise DecodeError(f"{type(message).__name__}: {problem}")
+    return Decoded(request_id, message, frames)
+
+
+def read_request_id(parts: Sequence[Buffer]) -> int:
+    """Check the prelude and return the request id, so that even a bad header can be answered."""
+    if not 2 <= len(parts) <= MAX_FRAMES + 2:
+        raise DecodeError(f"a message has 2 to {MAX_FRAMES + 2} frames, got {len(parts)}")
+    prelude = memoryview(parts[0])
+    if prelude.nbytes != PRELUDE_BYTES:
+        raise DecodeError(f"the prelude has {PRELUDE_BYTES} bytes, got {prelude.nbytes}")
+    magic, schema, _, request_id = _PRELUDE.unpack(prelude)
+    if magic != _MAGIC:
+        raise DecodeError(f"not a headrace message: magic {magic!r}")
+    if schema != SCHEMA:
+        raise DecodeError(
+            f"peer speaks schema {schema}, this process schema {SCHEMA}: "
+            "run the same headrace version everywhere"
+        )
+    return int(request_id)
+
+
+def pack(record: msgspec.Struct) -> bytes:
+    """MessagePack bytes of a typed record."""
+    return msgspec.msgpack.encode(record)
+
+
+def unpack(data: Buffer, kind: Any) -> Any:
+    """Record of the type (or union of types) ``kind`` in ``data``; raises :class:`DecodeError`.
+
+    ``msgpack`` enforces the caps while it parses, ``msgspec`` then builds the typed record.
+    """
+    try:
+        plain = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=MAX_STRING_BYTES,
+            max_bin_len=0,
+            max_ext_len=0,
+            max_map_len=0,
+            max_array_len=MAX_ARRAY_ITEMS,
+        )
+        return msgspec.convert(plain, kind, strict=True)
+    except (ValueError, msgpack.UnpackException, RecursionError, TypeError) as error:
+        raise DecodeError(f"malformed header: {error}") from None
+
+
+def pack_manifest(manifest: WeightManifest) -> bytes:
+    """The frame that carries a weight manifest."""
+    return pack(manifest)
+
+
+def unpack_manifest(frame: Buffer) -> WeightManifest:
+    """Read the frame that carries a weight manifest; raises :class:`DecodeError`."""
+    manifest: WeightManifest = unpack(frame, WeightManifest)
+    return manifest
+
+
+def _length_problem(message: AnyMessage, header_bytes: int, lengths: Sequence[int]) -> str | None:
+    """Say what is wrong with the frame lengths, or None."""
+    if header_bytes > MAX_HEADER_BYTES:
+        return f"header of {header_bytes} bytes is over the cap {MAX_HEADER_BYTES}"
+    if len(lengths) > MAX_FRAMES or max(lengths, default=0) > MAX_FRAME_BYTES:
+        return f"over {MAX_FRAMES} frames or a frame over {MAX_FRAME_BYTES} bytes"
+    if sum(lengths) > MAX_MESSAGE_BYTES:
+        return f"{sum(lengths)} bytes of arrays are over the cap {MAX_MESSAGE_BYTES}"
+    if has_manifest(message):
+        return None if len(lengths) == 1 else f"needs 1 manifest frame, got {len(lengths)}"
+    rollouts = rollouts_in(message)
+    expected = [size for rollout in rollouts for size in rollout.frame_bytes()]
+    if list(lengths) != expected:
+        return f"array frames have {list(lengths)[:6]} bytes, the header says {expected[:6]}"
+    return None

@@ -1,0 +1,332 @@
+"""Every setting of a run: one TOML file, one frozen dataclass a section.
+
+``common.config_loader`` reads and checks files; this module only says what exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What this run is called and where it keeps its state."""
+
+    directory: str
+    """Run directory: journal, checkpoints, weights, telemetry. Relative to the config file."""
+    id: str = "run"
+    """Name in logs, metrics and ids: letters, digits, '-', '_' and '.'."""
+    seed: int = 0
+    """Seeds prompt order, initialisation and sampling."""
+    kind: Literal["train", "collect"] = "train"
+    """``train`` ends in a learner, ``collect`` in a collector (evaluation, sampling)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model that is trained and sampled."""
+
+    path: str
+    """Hugging Face model directory (config.json, safetensors, tokenizer.json)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Element type of published weights and of the engine."""
+    max_length: int = 2048
+    """Longest prompt plus completion, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Where prompts come from: exactly one of ``file`` and ``generator``."""
+
+    file: str = ""
+    """JSON Lines file with ``prompt_id``, ``prompt``, ``task`` and the task's own fields."""
+    generator: str = ""
+    """Name of a registered generator, for example ``chain-addition``."""
+    options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """Options of the generator."""
+    split: Literal["train", "held-out"] = "train"
+    """Which half of a generator's problems."""
+    shuffle: bool = True
+    """Shuffle a file anew each epoch, by ``run.seed``."""
+    limit: int = 0
+    """Stop after this many prompts; 0 means no limit (a file is then repeated in epochs)."""
+    template: Literal["plain", "r1-zero", "chat"] = "plain"
+    """How a prompt becomes model input: as it is, R1-Zero's paragraph, or the chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerConfig:
+    """The broker: durable queue between all roles."""
+
+    endpoint: str = "ipc"
+    """``ipc`` for a private local socket, or ``tcp://host:port``."""
+    allow_plaintext_tcp: bool = False
+    """TCP here is neither authenticated nor encrypted; it must be asked for by name."""
+    heartbeat_s: float = 2.0
+    """Clients are heard of this often."""
+    dead_after_s: float = 15.0
+    """A client silent for so long has lost its leases. Model loads hold the interpreter for seconds."""
+    max_attempts: int = 3
+    """Deliveries of one piece of work that may end in an error before it is dead-lettered."""
+    max_outstanding_groups: int = 64
+    """Groups in flight in a ``collect`` run, where no lag bound limits them."""
+    metrics_port: int = 0
+    """Port of /metrics on 127.0.0.1; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """Generation."""
+
+    count: int = 1
+    """Actors that a local run starts."""
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """``vllm`` is the engine; ``transformers`` the slow, light one for machines without it."""
+    max_tokens: int = 1024
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; the learner applies the same."""
+    max_num_seqs: int = 256
+    """Completions sampled at once by one engine."""
+    kv_cache_bytes: int = 268435456
+    """KV cache of one engine on CPU."""
+    gpu_memory_ratio: float = 0.85
+    """Share of a GPU's memory that an engine takes."""
+    num_threads: int = 1
+    """CPU threads of one actor process."""
+    metrics_port: int = 0
+    """Port of /metrics on 127.0.0.1; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeight:
+    """One term of the total reward."""
+
+    name: str
+    """``accuracy`` or ``format``."""
+    weight: float = 1.0
+    """Factor of this term."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifierConfig:
+    """Verification."""
+
+    count: int = 1
+    """Verifiers that a local run starts."""
+    num_workers: int = 1
+    """Killable child processes of one verifier."""
+    wall_limit_s: float = 10.0
+    """Wall-clock limit of one verification, enforced from outside the child."""
+    memory_limit_bytes: int = 2147483648
+    """Address space of one child."""
+    rewards: tuple[RewardWeight, ...] = (
+        RewardWeight(name="accuracy"),
+        RewardWeight(name="format"),
+    )
+    """Terms of the total reward."""
+    metrics_port: int = 0
+    """Port of /metrics on 127.0.0.1; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The policy objective."""
+
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """``token``: sum / tokens (DAPO); ``sequence``: mean of means (GRPO); ``constant`` (Dr.GRPO)."""
+    clip_low: float = 0.2
+    """Lower clip distance of the importance ratio."""
+    clip_high: float = 0.2
+    """Upper clip distance of the importance ratio."""
+    importance_cap: float = 2.0
+    """Truncated importance sampling: cap on policy / behavior; 0 turns the correction off."""
+    kl_coefficient: float = 0.0
+    """Weight of the k3 KL to the reference policy; 0 keeps no reference."""
+    advantage_std: Literal["population", "sample", "none"] = "sample"
+    """Divisor of the group advantage; ``none`` is Dr.GRPO."""
+    advantage_epsilon: float = 1e-6
+    """Added to the divisor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Training."""
+
+    num_ranks: int = 1
+    """Data-parallel ranks that torchrun starts on this machine."""
+    num_steps: int = 100
+    """Training batches of the run."""
+    groups_per_step: int = 32
+    """Rollout groups in a training batch."""
+    group_size: int = 8
+    """Completions sampled for one prompt."""
+    max_policy_lag: int = 2
+    """Hard bound: no token sampled more than so many steps ago contributes gradient."""
+    learning_rate: float = 1e-6
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 0
+    """Linear warm-up, then constant."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moments."""
+    weight_decay: float = 0.0
+    """AdamW decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping by global norm; 0 turns it off."""
+    row_tokens: int = 0
+    """Length of a packed row; 0 takes the longest sequence of the microbatch."""
+    microbatch_tokens: int = 8192
+    """Token budget of one forward-backward."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept on disk."""
+    num_threads: int = 1
+    """CPU threads of one rank."""
+    loss: LossConfig = LossConfig()
+    """The policy objective."""
+    metrics_port: int = 0
+    """Port of /metrics of rank 0 on 127.0.0.1; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """The weight plane from learner to actors."""
+
+    transfer: Literal["group", "pull"] = "group"
+    """``group``: gloo or NCCL process group, with pull as the fallback; ``pull`` only."""
+    bucket_bytes: int = 67108864
+    """Bytes of one broadcast."""
+    deadline_s: float = 30.0
+    """Longest wait for any peer of a transfer."""
+    keep_versions: int = 4
+    """Published versions kept under weights/."""
+    canary_tolerance: float = 1e-3
+    """Largest difference in nats between learner and engine on the canary sequences."""
+    interface: str = "127.0.0.1"
+    """Address that the learner's rendezvous store listens on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning on prompt and completion pairs."""
+
+    corpus: str = ""
+    """JSON Lines file with ``prompt`` and ``completion``."""
+    output: str = ""
+    """Model directory to write."""
+    num_steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples a step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    final_learning_rate: float = 1e-4
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = 20
+    """Linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping by global norm; 0 turns it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """A run whose consumer writes metrics or data instead of training."""
+
+    output: str = ""
+    """Directory for results."""
+    num_prompts: int = 512
+    """Prompts to answer."""
+    samples_per_prompt: int = 4
+    """Completions for each prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig
+    model: ModelConfig
+    prompts: PromptsConfig = PromptsConfig()
+    broker: BrokerConfig = BrokerConfig()
+    actor: ActorConfig = ActorConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    learner: LearnerConfig = LearnerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    sft: SftConfig = SftConfig()
+    collect: CollectConfig = CollectConfig()
+
+    @property
+    def group_size(self) -> int:
+        """Completions per prompt: the learner's or the collector's."""
+        if self.run.kind == "collect":
+            return self.collect.samples_per_prompt
+        return self.learner.group_size
+
+    @property
+    def max_outstanding_groups(self) -> int:
+        """(max_policy_lag + 1) x groups_per_step: more could not meet their deadlines."""
+        if self.run.kind == "collect":
+            return self.broker.max_outstanding_groups
+        return (self.learner.max_policy_lag + 1) * self.learner.groups_per_step
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """groups_per_step x group_size."""
+        return self.learner.groups_per_step * self.learner.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """Where a run keeps what: every path below the run directory has its one name here."""
+
+    root: Path
+
+    @property
+    def journal(self) -> Path:
+        """The broker's journal."""
+        return self.root / "broker" / "journal.sqlite"
+
+    @property
+    def endpoint_file(self) -> Path:
+        """Where the broker can be reached; read again at each reconnect."""
+        return self.root / "broker" / "endpoint"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Learner checkpoints, one directory a step."""
+        return self.root / "learner" / "checkpoints"
+
+    @property
+    def step_records(self) -> Path:
+        """Durable step records, one file a step."""
+        return self.root / "learner" / "steps"
+
+    @property
+    def weights(self) -> Path:
+        """Published weights, one directory a version."""
+        return self.root / "weights"
+
+    @property
+    def export(self) -> Path:
+        """Hugging Face export of the final policy."""
+        return self.root / "model"
+
+    @property
+    def telemetry(self) -> Path:
+        """JSON Lines of steps, sample rollouts and metric scrapes."""
+        return self.root / "telemetry"
+
+    @property
+    def logs(self) -> Path:
+        """One log file a process."""
+        return self.root / "logs"
+
+    @property
+    def ready(self) -> Path:
+        """One JSON file for each live process: pid, metrics port, state."""
+        return self.root / "processes"
