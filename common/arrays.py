@@ -29,9 +29,9 @@ class RolloutArrays:
     def frames(self) -> list[memoryview]:
         """The three wire frames, without a copy."""
         return [
-            memoryview(np.ascontiguousarray(self.prompt_token_ids, dtype="<i4")),
-            memoryview(np.ascontiguousarray(self.completion_token_ids, dtype="<i4")),
-            memoryview(np.ascontiguousarray(self.behavior_logprobs, dtype="<f4")),
+            np.ascontiguousarray(self.prompt_token_ids, dtype="<i4").data,
+            np.ascontiguousarray(self.completion_token_ids, dtype="<i4").data,
+            np.ascontiguousarray(self.behavior_logprobs, dtype="<f4").data,
         ]
 
 

@@ -19,7 +19,6 @@ from common.errors import DecodeError
 from common.messages import SCHEMA, AnyMessage, has_manifest, rollouts_in
 from common.weight_layout import WeightManifest
 
-
 Buffer = bytes | bytearray | memoryview
 
 MAX_HEADER_BYTES = 8 << 20

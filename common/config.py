@@ -67,7 +67,7 @@ class BrokerConfig:
     heartbeat_s: float = 2.0
     """Clients are heard of this often."""
     dead_after_s: float = 15.0
-    """A client silent for so long has lost its leases. Model loads hold the interpreter for seconds."""
+    """A client silent for so long has lost its leases; model loads hold a process for seconds."""
     max_attempts: int = 3
     """Deliveries of one piece of work that may end in an error before it is dead-lettered."""
     max_outstanding_groups: int = 64
@@ -136,7 +136,7 @@ class LossConfig:
     """The policy objective."""
 
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """``token``: sum / tokens (DAPO); ``sequence``: mean of means (GRPO); ``constant`` (Dr.GRPO)."""
+    """``token``: sum / tokens (DAPO); ``sequence``: GRPO's mean of means; ``constant``: Dr.GRPO."""
     clip_low: float = 0.2
     """Lower clip distance of the importance ratio."""
     clip_high: float = 0.2

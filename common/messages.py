@@ -38,14 +38,14 @@ GroupIds = Annotated[tuple[Count, ...], msgspec.Meta(max_length=65536)]
 WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
-class Message(Record, tag=True):
+class Message(Record, frozen=True, tag=True):
     """Base of the tagged union."""
 
 
 # --- membership -----------------------------------------------------------------------------------
 
 
-class Register(Message):
+class Register(Message, frozen=True):
     """First request of a client; ``nonce`` is fresh for each process start.
 
     A known name with a new nonce is a restarted process: its old leases are revoked at once.
@@ -58,7 +58,7 @@ class Register(Message):
     pid: Count
 
 
-class Registered(Message):
+class Registered(Message, frozen=True):
     """The broker's answer: which run this is and how often to be heard of."""
 
     run_id: Name
@@ -67,7 +67,7 @@ class Registered(Message):
     lease_s: FiniteFloat
 
 
-class Lease(Record):
+class Lease(Record, frozen=True):
     """A claim on work: some indices of a group under one attempt."""
 
     group_id: Count
@@ -75,14 +75,14 @@ class Lease(Record):
     attempt: Count
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     """Sign of life; renews exactly the leases that it names."""
 
     leases: Annotated[tuple[Lease, ...], msgspec.Meta(max_length=65536)] = ()
     serving: WeightVersion | None = None
 
 
-class HeartbeatReply(Message):
+class HeartbeatReply(Message, frozen=True):
     """Leases of the heartbeat that the client no longer owns and should drop."""
 
     revoked: Annotated[tuple[Lease, ...], msgspec.Meta(max_length=65536)] = ()
@@ -91,7 +91,7 @@ class HeartbeatReply(Message):
 # --- generation -----------------------------------------------------------------------------------
 
 
-class LeasePrompts(Message):
+class LeasePrompts(Message, frozen=True):
     """An actor with room for ``max_groups`` groups asks for prompts to sample under ``serving``."""
 
     serving: WeightVersion
@@ -99,26 +99,26 @@ class LeasePrompts(Message):
     wait_s: WaitSeconds
 
 
-class PromptLease(Record):
+class PromptLease(Record, frozen=True):
     """Sample ``len(indices)`` answers to ``prompt``."""
 
     prompt: Prompt
     lease: Lease
 
 
-class PromptLeases(Message):
+class PromptLeases(Message, frozen=True):
     """Reply to :class:`LeasePrompts`; empty when the wait ran out."""
 
     leases: Annotated[tuple[PromptLease, ...], msgspec.Meta(max_length=4096)] = ()
 
 
-class SubmitRollout(Message):
+class SubmitRollout(Message, frozen=True):
     """One finished rollout, its three arrays in the frames."""
 
     rollout: RolloutHeader
 
 
-class ReturnLease(Message):
+class ReturnLease(Message, frozen=True):
     """The client gives work back unfinished; ``error`` counts towards the dead letter if set."""
 
     lease: Lease
@@ -128,14 +128,14 @@ class ReturnLease(Message):
 # --- verification ---------------------------------------------------------------------------------
 
 
-class LeaseRollouts(Message):
+class LeaseRollouts(Message, frozen=True):
     """A verifier with room for ``max_rollouts`` asks for work."""
 
     max_rollouts: Count
     wait_s: WaitSeconds
 
 
-class RolloutLease(Record):
+class RolloutLease(Record, frozen=True):
     """Verify one rollout; ``verify_attempt`` fences a late verdict."""
 
     prompt: Prompt
@@ -143,13 +143,13 @@ class RolloutLease(Record):
     verify_attempt: Count
 
 
-class RolloutLeases(Message):
+class RolloutLeases(Message, frozen=True):
     """Reply to :class:`LeaseRollouts`: three frames a rollout, in order."""
 
     leases: Annotated[tuple[RolloutLease, ...], msgspec.Meta(max_length=4096)] = ()
 
 
-class SubmitVerdict(Message):
+class SubmitVerdict(Message, frozen=True):
     """A typed verdict; ``infra-error`` sends the rollout to another verifier."""
 
     rollout_id: RolloutId
@@ -160,7 +160,7 @@ class SubmitVerdict(Message):
 # --- consumption: learner or collector ------------------------------------------------------------
 
 
-class PullGroups(Message):
+class PullGroups(Message, frozen=True):
     """Ask for up to ``max_groups`` verified groups for the batch computed at ``policy_step``."""
 
     policy_step: Count
@@ -168,7 +168,7 @@ class PullGroups(Message):
     wait_s: WaitSeconds
 
 
-class Groups(Message):
+class Groups(Message, frozen=True):
     """Reply to :class:`PullGroups`; the arrays are fetched by whichever rank needs them.
 
     ``exhausted`` says that no further group will ever come (a finite prompt source is used up).
@@ -178,25 +178,25 @@ class Groups(Message):
     exhausted: bool = False
 
 
-class DescribeGroups(Message):
+class DescribeGroups(Message, frozen=True):
     """Ask again for groups handed over or stepped before: replay after a restart."""
 
     group_ids: GroupIds
 
 
-class FetchRollouts(Message):
+class FetchRollouts(Message, frozen=True):
     """Ask for the arrays of these rollouts."""
 
     rollout_ids: Annotated[tuple[RolloutId, ...], msgspec.Meta(min_length=1, max_length=65536)]
 
 
-class Rollouts(Message):
+class Rollouts(Message, frozen=True):
     """Reply to :class:`FetchRollouts`: three frames a rollout, in the order asked for."""
 
     rollouts: Annotated[tuple[RolloutHeader, ...], msgspec.Meta(max_length=65536)]
 
 
-class CommitStep(Message):
+class CommitStep(Message, frozen=True):
     """The batch computed at ``policy_step`` has a durable step record: its groups are stepped."""
 
     incarnation: Count
@@ -204,20 +204,20 @@ class CommitStep(Message):
     group_ids: GroupIds
 
 
-class CommitCheckpoint(Message):
-    """A committed checkpoint holds ``policy_step`` batches: groups stepped before it are trained."""
+class CommitCheckpoint(Message, frozen=True):
+    """A committed checkpoint holds ``policy_step`` batches: the groups of those are trained."""
 
     policy_step: Count
 
 
-class SteppedBatch(Record):
+class SteppedBatch(Record, frozen=True):
     """One durable step record, as a restarted learner reports it."""
 
     policy_step: Count
     group_ids: GroupIds
 
 
-class ResumeLearner(Message):
+class ResumeLearner(Message, frozen=True):
     """A learner starts at checkpoint ``policy_step`` and lists the step records it will replay.
 
     Groups handed over but in no record go back to waiting. ``forked`` says that the published
@@ -231,21 +231,21 @@ class ResumeLearner(Message):
     forked: bool = False
 
 
-class EvictGroups(Message):
+class EvictGroups(Message, frozen=True):
     """The consumer drops these groups for ``reason``."""
 
     group_ids: GroupIds
     reason: EvictReason
 
 
-class EndRun(Message):
+class EndRun(Message, frozen=True):
     """The run is over: in-flight groups become evicted{run_end} and the journal is sealed."""
 
 
 # --- weights --------------------------------------------------------------------------------------
 
 
-class TransferGroup(Record):
+class TransferGroup(Record, frozen=True):
     """A numbered process group that will carry one or more publishes.
 
     Rank 0 is the learner; member ``i`` of ``members`` is rank ``i + 1``.
@@ -258,7 +258,7 @@ class TransferGroup(Record):
     members: Names
 
 
-class PublishWeights(Message):
+class PublishWeights(Message, frozen=True):
     """The learner announces ``version``; the manifest is the one frame.
 
     ``directory`` is where any actor can pull the version; ``transfer`` is None when nobody is to be
@@ -271,20 +271,20 @@ class PublishWeights(Message):
     transfer: TransferGroup | None = None
 
 
-class WatchWeights(Message):
+class WatchWeights(Message, frozen=True):
     """An actor asks for the newest announcement that is not ``known``."""
 
     known: WeightVersion | None
     wait_s: WaitSeconds
 
 
-class WeightNotice(Message):
-    """Reply to :class:`WatchWeights`; the manifest is the one frame, if there is an announcement."""
+class WeightNotice(Message, frozen=True):
+    """Reply to :class:`WatchWeights`; an announcement comes with its manifest as the one frame."""
 
     announcement: PublishWeights | None = None
 
 
-class ReportWeights(Message):
+class ReportWeights(Message, frozen=True):
     """An actor proved (or failed to prove) that it serves ``version``."""
 
     version: WeightVersion
@@ -294,11 +294,11 @@ class ReportWeights(Message):
     reason: Reason = ""
 
 
-class GetFleet(Message):
+class GetFleet(Message, frozen=True):
     """Ask which actors are alive."""
 
 
-class FleetMember(Record):
+class FleetMember(Record, frozen=True):
     """One live client."""
 
     role: Role
@@ -309,7 +309,7 @@ class FleetMember(Record):
     serving: WeightVersion | None = None
 
 
-class Fleet(Message):
+class Fleet(Message, frozen=True):
     """Reply to :class:`GetFleet`."""
 
     members: Annotated[tuple[FleetMember, ...], msgspec.Meta(max_length=16384)] = ()
@@ -318,11 +318,11 @@ class Fleet(Message):
 # --- watching -------------------------------------------------------------------------------------
 
 
-class GetStatus(Message):
+class GetStatus(Message, frozen=True):
     """Ask for the state of the run."""
 
 
-class GroupCounts(Record):
+class GroupCounts(Record, frozen=True):
     """Gauges over all groups; ``admitted`` equals the sum of the other five after every event."""
 
     admitted: Count = 0
@@ -335,20 +335,18 @@ class GroupCounts(Record):
     @property
     def imbalance(self) -> int:
         """Zero, or a group was lost or counted twice."""
-        accounted = (
-            self.trained + self.evicted + self.dead_lettered + self.leased + self.pending
-        )
+        accounted = self.trained + self.evicted + self.dead_lettered + self.leased + self.pending
         return self.admitted - accounted
 
 
-class NamedCount(Record):
+class NamedCount(Record, frozen=True):
     """A count under a fixed name (an evict reason, a role that is waited for)."""
 
     name: Name
     count: Count
 
 
-class Status(Message):
+class Status(Message, frozen=True):
     """Reply to :class:`GetStatus`."""
 
     run_id: Name
@@ -368,13 +366,13 @@ class Status(Message):
 # --- generic replies ------------------------------------------------------------------------------
 
 
-class Ack(Message):
+class Ack(Message, frozen=True):
     """Done, durably. ``outcome`` is ``accepted``, ``duplicate``, ``late`` or ``quarantined``."""
 
     outcome: Name = "accepted"
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """Not done. ``code`` is for programs, ``reason`` for people."""
 
     code: Name

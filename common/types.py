@@ -35,7 +35,7 @@ class Role(enum.Enum):
     SUPERVISOR = "supervisor"
 
 
-class WeightVersion(Record, order=True):
+class WeightVersion(Record, frozen=True, order=True):
     """Identity of a set of weights: ``incarnation.policy_step``; never used twice.
 
     ``policy_step`` counts the training batches that the weights have seen. ``incarnation`` rises
@@ -55,14 +55,14 @@ class WeightVersion(Record, order=True):
         return cls(incarnation=int(incarnation), policy_step=int(policy_step))
 
 
-class VersionSpan(Record):
+class VersionSpan(Record, frozen=True):
     """Completion tokens from ``start`` up to the next span were sampled under ``version``."""
 
     start: Count
     version: WeightVersion
 
 
-class Prompt(Record):
+class Prompt(Record, frozen=True):
     """One task to answer.
 
     ``reference_json`` holds the fields of the task's own kind (for ``math``: ``{"gold": ...}``) as
@@ -75,7 +75,7 @@ class Prompt(Record):
     reference_json: Text = "{}"
 
 
-class RolloutId(Record, order=True):
+class RolloutId(Record, frozen=True, order=True):
     """A sampled answer inside a run: (group, index in the group, lease attempt)."""
 
     group_id: Count
@@ -90,7 +90,7 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
 
 
-class RolloutHeader(Record):
+class RolloutHeader(Record, frozen=True):
     """A rollout without its arrays.
 
     Frames that follow, in order: prompt token ids ``int32[num_prompt_tokens]``, completion token
@@ -146,7 +146,7 @@ class VerdictStatus(enum.Enum):
         )
 
 
-class RewardComponent(Record):
+class RewardComponent(Record, frozen=True):
     """One named part of a reward, before weighting."""
 
     name: Name
@@ -154,7 +154,7 @@ class RewardComponent(Record):
     weight: FiniteFloat = 1.0
 
 
-class Verdict(Record):
+class Verdict(Record, frozen=True):
     """The outcome of verifying one rollout.
 
     ``reward`` is None exactly when the answer was not judged: an infrastructure failure is never a
@@ -178,14 +178,14 @@ class Verdict(Record):
         return next((part.value for part in self.components if part.name == name), None)
 
 
-class VerifiedRollout(Record):
+class VerifiedRollout(Record, frozen=True):
     """A rollout header with its verdict, as the learner plans with it."""
 
     rollout: RolloutHeader
     verdict: Verdict
 
 
-class VerifiedGroup(Record):
+class VerifiedGroup(Record, frozen=True):
     """All rollouts of one prompt, verified: the unit of training."""
 
     group_id: Count

@@ -16,7 +16,7 @@ Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 """A 64-bit digest as 16 hexadecimal digits; MessagePack integers stop where JSON readers differ."""
 
 
-class TensorSpec(Record):
+class TensorSpec(Record, frozen=True):
     """One tensor under its canonical Hugging Face name."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -35,7 +35,7 @@ class TensorSpec(Record):
         return self.num_elements * DTYPE_BYTES[self.dtype]
 
 
-class Canary(Record):
+class Canary(Record, frozen=True):
     """Fixed sequences with the learner's own log-probabilities: the behavioural proof of a load.
 
     ``logprobs[i][t]`` is the learner's log-probability in nats, temperature 1, of
@@ -47,7 +47,7 @@ class Canary(Record):
     tolerance: float
 
 
-class WeightManifest(Record):
+class WeightManifest(Record, frozen=True):
     """Everything a receiver needs to prove that it holds ``version``."""
 
     version: WeightVersion

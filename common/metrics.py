@@ -1,0 +1,134 @@
+"""Every Prometheus metric of headrace in one table, and the registry of one process.
+
+Labels come from fixed sets only: never a group id, a prompt or the name of an actor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric: its name carries the unit, its help what it means."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("headrace_up_info", "gauge", "1 while the process lives", ("role",)),
+    MetricSpec(
+        "headrace_busy_seconds_total", "counter", "Seconds spent working, by stage", ("stage",)
+    ),
+    MetricSpec(
+        "headrace_idle_seconds_total", "counter", "Seconds spent waiting, by stage", ("stage",)
+    ),
+    MetricSpec("headrace_groups", "gauge", "Rollout groups by state", ("state",)),
+    MetricSpec("headrace_groups_evicted", "gauge", "Evicted groups by reason", ("reason",)),
+    MetricSpec(
+        "headrace_conservation_imbalance",
+        "gauge",
+        "Groups admitted but not accounted for; must be 0",
+    ),
+    MetricSpec("headrace_clients", "gauge", "Live clients of the broker by role", ("role",)),
+    MetricSpec("headrace_requests_total", "counter", "Requests to the broker by kind", ("kind",)),
+    MetricSpec(
+        "headrace_requests_refused_total", "counter", "Requests refused, by code", ("code",)
+    ),
+    MetricSpec("headrace_commit_seconds", "histogram", "Journal commit time", (), _SECONDS),
+    MetricSpec("headrace_journal_bytes", "gauge", "Size of the journal on disk"),
+    MetricSpec("headrace_rollouts_duplicate_total", "counter", "Results that came a second time"),
+    MetricSpec("headrace_rollouts_quarantined_total", "counter", "One id with two contents"),
+    MetricSpec(
+        "headrace_leases_redelivered_total", "counter", "Work leased again, by work", ("work",)
+    ),
+    MetricSpec("headrace_policy_step", "gauge", "Training batches committed"),
+    MetricSpec("headrace_generated_tokens_total", "counter", "Completion tokens sampled"),
+    MetricSpec("headrace_rollouts_total", "counter", "Rollouts finished, by reason", ("finish",)),
+    MetricSpec("headrace_running_sequences", "gauge", "Completions being sampled"),
+    MetricSpec("headrace_serving_policy_step", "gauge", "policy_step of the proven weights"),
+    MetricSpec("headrace_weight_syncs_total", "counter", "Weight loads, by result", ("result",)),
+    MetricSpec(
+        "headrace_weight_stall_seconds", "histogram", "Generation pause of a load", (), _SECONDS
+    ),
+    MetricSpec(
+        "headrace_weight_transfer_seconds",
+        "histogram",
+        "Transfer into staging, by source",
+        ("source",),
+        _SECONDS,
+    ),
+    MetricSpec("headrace_verdicts_total", "counter", "Verdicts by status", ("status",)),
+    MetricSpec(
+        "headrace_verify_seconds", "histogram", "Wall time of one verification", (), _SECONDS
+    ),
+    MetricSpec("headrace_verifier_restarts_total", "counter", "Child processes replaced"),
+    MetricSpec("headrace_reward_mean", "gauge", "Mean reward of the last batch"),
+    MetricSpec("headrace_accuracy_mean", "gauge", "Mean accuracy of the last batch"),
+    MetricSpec(
+        "headrace_response_length_tokens", "gauge", "Mean completion length of the last batch"
+    ),
+    MetricSpec("headrace_policy_lag_steps", "gauge", "Largest policy lag of the last batch"),
+    MetricSpec("headrace_loss", "gauge", "Loss of the last batch"),
+    MetricSpec("headrace_grad_norm", "gauge", "Gradient norm of the last batch, before clipping"),
+    MetricSpec("headrace_entropy_nats", "gauge", "Mean token entropy of the last batch"),
+    MetricSpec("headrace_clip_ratio", "gauge", "Share of tokens whose ratio was clipped"),
+    MetricSpec("headrace_behavior_kl_nats", "gauge", "k3 KL between policy and behavior"),
+    MetricSpec("headrace_trained_tokens_total", "counter", "Completion tokens trained on"),
+    MetricSpec("headrace_steps_skipped_total", "counter", "Steps skipped as not finite"),
+    MetricSpec("headrace_publish_seconds", "histogram", "Snapshot to announcement", (), _SECONDS),
+)
+
+
+class Metrics:
+    """The metrics of one process; a name or label outside the table is a ``KeyError``."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._specs = {spec.name: spec for spec in METRICS}
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def inc(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        """Add ``amount`` (>= 0) to a counter."""
+        if name not in self._counters:
+            spec = self._spec(name, "counter")
+            self._counters[name] = Counter(name, spec.help, spec.labels, registry=self.registry)
+        counter = self._counters[name]
+        (counter.labels(**labels) if labels else counter).inc(amount)
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        if name not in self._gauges:
+            spec = self._spec(name, "gauge")
+            self._gauges[name] = Gauge(name, spec.help, spec.labels, registry=self.registry)
+        gauge = self._gauges[name]
+        (gauge.labels(**labels) if labels else gauge).set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Count ``value`` in a histogram."""
+        if name not in self._histograms:
+            spec = self._spec(name, "histogram")
+            self._histograms[name] = Histogram(
+                name, spec.help, spec.labels, registry=self.registry, buckets=spec.buckets
+            )
+        histogram = self._histograms[name]
+        (histogram.labels(**labels) if labels else histogram).observe(value)
+
+    def _spec(self, name: str, kind: Kind) -> MetricSpec:
+        spec = self._specs[name]
+        if spec.kind != kind:
+            raise KeyError(f"{name} is a {spec.kind}, not a {kind}")
+        return spec
