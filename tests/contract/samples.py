@@ -1,0 +1,137 @@
+"""One sample of every message, with every field set to something that is not its default."""
+
+from __future__ import annotations
+
+from common.messages import (
+    Ack,
+    AnyMessage,
+    CommitCheckpoint,
+    CommitStep,
+    DescribeGroups,
+    EndRun,
+    EvictGroups,
+    FetchRollouts,
+    Fleet,
+    FleetMember,
+    GetFleet,
+    GetStatus,
+    GroupCounts,
+    Groups,
+    Heartbeat,
+    HeartbeatReply,
+    Lease,
+    LeasePrompts,
+    LeaseRollouts,
+    NamedCount,
+    PromptLease,
+    PromptLeases,
+    PublishWeights,
+    PullGroups,
+    Refused,
+    Register,
+    Registered,
+    ReportWeights,
+    ResumeLearner,
+    ReturnLease,
+    RolloutLease,
+    RolloutLeases,
+    Rollouts,
+    Status,
+    SteppedBatch,
+    SubmitRollout,
+    SubmitVerdict,
+    TransferGroup,
+    WatchWeights,
+    WeightNotice,
+)
+from common.types import (
+    EvictReason,
+    RewardComponent,
+    Role,
+    Verdict,
+    VerdictStatus,
+    VerifiedGroup,
+    VerifiedRollout,
+)
+from tests.builders import prompt, rollout_header, version
+
+_LEASE = Lease(group_id=4, indices=(0, 2), attempt=3)
+_ROLLOUT = rollout_header(group_id=4, index=2, attempt=3, spans=((0, version(5)), (3, version(6))))
+_VERDICT = Verdict(
+    status=VerdictStatus.GRADED,
+    reward=1.2,
+    components=(RewardComponent(name="accuracy", value=1.0, weight=1.0),),
+    reason="equal",
+)
+_GROUP = VerifiedGroup(
+    group_id=4,
+    prompt=prompt(),
+    deadline_step=7,
+    rollouts=(VerifiedRollout(rollout=_ROLLOUT, verdict=_VERDICT),),
+)
+_ANNOUNCEMENT = PublishWeights(
+    version=version(6, 1),
+    manifest_digest="00000000000000ff",
+    directory="weights/1.6",
+    transfer=TransferGroup(
+        number=2, store_host="127.0.0.1", store_port=4242, token="t", members=("actor-0",)
+    ),
+)
+
+SAMPLES: tuple[AnyMessage, ...] = (
+    Register(role=Role.ACTOR, name="actor-0", nonce="n", host="h", pid=9),
+    Registered(run_id="run", broker_nonce="b", heartbeat_s=2.0, lease_s=15.0),
+    Heartbeat(leases=(_LEASE,), serving=version(6)),
+    HeartbeatReply(revoked=(_LEASE,)),
+    LeasePrompts(serving=version(6), max_groups=8, wait_s=1.5),
+    PromptLeases(leases=(PromptLease(prompt=prompt(), lease=_LEASE),)),
+    SubmitRollout(rollout=_ROLLOUT),
+    ReturnLease(lease=_LEASE, error="engine gone"),
+    LeaseRollouts(max_rollouts=16, wait_s=1.5),
+    RolloutLeases(leases=(RolloutLease(prompt=prompt(), rollout=_ROLLOUT, verify_attempt=1),)),
+    SubmitVerdict(rollout_id=_ROLLOUT.rollout_id, verify_attempt=1, verdict=_VERDICT),
+    PullGroups(policy_step=6, max_groups=32, wait_s=1.5),
+    Groups(groups=(_GROUP,), exhausted=True),
+    DescribeGroups(group_ids=(4, 5)),
+    FetchRollouts(rollout_ids=(_ROLLOUT.rollout_id,)),
+    Rollouts(rollouts=(_ROLLOUT,)),
+    CommitStep(incarnation=1, policy_step=6, group_ids=(4,)),
+    CommitCheckpoint(policy_step=6),
+    ResumeLearner(
+        incarnation=1,
+        policy_step=5,
+        stepped=(SteppedBatch(policy_step=5, group_ids=(4,)),),
+        forked=True,
+    ),
+    EvictGroups(group_ids=(4,), reason=EvictReason.NONFINITE),
+    EndRun(),
+    _ANNOUNCEMENT,
+    WatchWeights(known=version(5), wait_s=1.5),
+    WeightNotice(announcement=_ANNOUNCEMENT),
+    ReportWeights(version=version(6), proven=False, stall_s=0.5, source="group", reason="canary"),
+    GetFleet(),
+    Fleet(
+        members=(
+            FleetMember(
+                role=Role.ACTOR, name="actor-0", host="h", pid=9, silent_s=0.5, serving=version(6)
+            ),
+        )
+    ),
+    GetStatus(),
+    Status(
+        run_id="run",
+        groups=GroupCounts(admitted=6, trained=1, evicted=1, dead_lettered=1, leased=2, pending=1),
+        evicted=(NamedCount(name="run_end", count=1),),
+        policy_step=6,
+        incarnation=1,
+        newest_version=version(6, 1),
+        waiting=(NamedCount(name="actor", count=1),),
+        sealed=True,
+        weight_syncs=3,
+        weight_proofs_failed=1,
+        duplicates=2,
+        redelivered=1,
+    ),
+    Ack(outcome="duplicate"),
+    Refused(code="sealed", reason="the run is over"),
+)

@@ -1,0 +1,75 @@
+"""A tiny random Qwen2 model and the learner's side of a weight update, for sampler tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from common.torch.digest import describe_tensors
+from common.types import WeightVersion
+from common.weight_layout import WeightManifest
+
+# Not a multiple of vLLM's vocabulary padding, so that padded rows are exercised as well.
+VOCAB_SIZE = 61
+
+
+def make_tiny_qwen2(model_dir: Path, *, tied: bool, seed: int = 0) -> Any:
+    """Save a two-layer float32 Qwen2 with random weights and return it as the learner's copy."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            max_position_embeddings=512,
+            initializer_range=0.1,
+            tie_word_embeddings=tied,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    model = model.float().eval().requires_grad_(False)
+    train_step(model, seed)
+    model.save_pretrained(model_dir)
+    return model
+
+
+@torch.no_grad()
+def train_step(model: Any, seed: int) -> None:
+    """Move every parameter, biases and norms included, as an optimizer step would."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.03)
+
+
+def publish(
+    model: Any, policy_step: int
+) -> tuple[dict[str, torch.Tensor], WeightManifest, WeightVersion]:
+    """Staged tensors, manifest and version of the learner's weights as they are now."""
+    staged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    version = WeightVersion(incarnation=0, policy_step=policy_step)
+    return staged, WeightManifest(version=version, tensors=describe_tensors(staged)), version
+
+
+@torch.no_grad()
+def learner_logprobs(
+    model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """Teacher-forced log-probabilities (nats) of ``completion``, float32 [L], one plain forward."""
+    ids = torch.tensor([[*prompt, *completion]])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1] / temperature
+    targets = ids[0, len(prompt) :, None]
+    logprobs: npt.NDArray[np.float32] = logits.log_softmax(-1).gather(-1, targets).view(-1).numpy()
+    return logprobs
