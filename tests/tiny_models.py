@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.weight_layout import WeightManifest
 VOCAB_SIZE = 61
 
 
-def make_tiny_qwen2(model_dir: Path, *, tied: bool, seed: int = 0) -> Any:
+def make_tiny_qwen2(model_dir: Path, *, tied: bool, num_kv_heads: int = 1, seed: int = 0) -> Any:
     """Save a two-layer float32 Qwen2 with random weights and return it as the learner's copy."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -30,7 +30,7 @@ def make_tiny_qwen2(model_dir: Path, *, tied: bool, seed: int = 0) -> Any:
             intermediate_size=96,
             num_hidden_layers=2,
             num_attention_heads=2,
-            num_key_value_heads=1,
+            num_key_value_heads=num_kv_heads,
             head_dim=32,
             max_position_embeddings=512,
             initializer_range=0.1,
@@ -48,10 +48,15 @@ def make_tiny_qwen2(model_dir: Path, *, tied: bool, seed: int = 0) -> Any:
 
 @torch.no_grad()
 def train_step(model: Any, seed: int) -> None:
-    """Move every parameter, biases and norms included, as an optimizer step would."""
-    generator = torch.Generator().manual_seed(seed)
+    """Move every parameter, biases and norms included, as an optimizer step would.
+
+    Consecutive seeds take the last move back first: after many steps the distribution is still
+    broad, so that wrong weights show in the log-probabilities.
+    """
+    back, forth = (torch.Generator().manual_seed(s) for s in (seed, seed + 1))
     for parameter in model.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.03)
+        parameter.sub_(torch.randn(parameter.shape, generator=back), alpha=0.03)
+        parameter.add_(torch.randn(parameter.shape, generator=forth), alpha=0.03)
 
 
 def publish(
@@ -73,3 +78,26 @@ def learner_logprobs(
     targets = ids[0, len(prompt) :, None]
     logprobs: npt.NDArray[np.float32] = logits.log_softmax(-1).gather(-1, targets).view(-1).numpy()
     return logprobs
+
+
+class CutOff(Mapping[str, torch.Tensor]):
+    """Staged tensors whose reader fails after ``whole`` tensors."""
+
+    def __init__(self, staged: Mapping[str, torch.Tensor], whole: int) -> None:
+        self._staged = staged
+        self._num_left = whole
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if self._num_left == 0:
+            raise OSError("staging area went away")
+        self._num_left -= 1
+        return self._staged[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._staged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._staged)
+
+    def __len__(self) -> int:
+        return len(self._staged)

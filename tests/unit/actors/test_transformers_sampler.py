@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from actors.generation.sampler import SampledCompletion, SampleRequest
 from actors.generation.transformers_sampler import TransformersOptions, TransformersSampler
 from common.errors import DataError, ModelDirectoryError, WeightLoadError
 from common.types import VersionSpan, WeightVersion
-from tests.tiny_models import VOCAB_SIZE, learner_logprobs, make_tiny_qwen2, publish
+from tests.tiny_models import VOCAB_SIZE, CutOff, learner_logprobs, make_tiny_qwen2, publish
 from tests.tiny_models import train_step as train
 
 V0 = WeightVersion(incarnation=0, policy_step=0)
@@ -136,6 +135,18 @@ def test_the_same_seed_gives_the_same_completions(learner: Any, tmp_path: Path) 
     assert tokens(3) != tokens(4)
 
 
+def test_a_request_with_a_seed_draws_the_same_tokens_in_any_company(tmp_path: Path) -> None:
+    make_tiny_qwen2(tmp_path, tied=False)
+    sampler = _sampler(tmp_path)
+    sampler.submit(_request("alone", [5, 6], seed=11))
+    alone = _drain(sampler)["alone"]
+    for name, seed in {"a": None, "b": 11, "c": 12}.items():
+        sampler.submit(_request(name, [5, 6], seed=seed))
+    together = _drain(sampler)
+    assert together["b"].token_ids.tolist() == alone.token_ids.tolist()
+    assert together["c"].token_ids.tolist() != alone.token_ids.tolist()
+
+
 def test_a_load_in_flight_opens_a_span_at_the_next_token_and_serves_the_new_weights(
     learner: Any, sampler: TransformersSampler
 ) -> None:
@@ -165,28 +176,6 @@ def test_score_gives_the_learners_logprobs_of_given_tokens(
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
     expected = learner_logprobs(learner, tokens[:1], tokens[1:])
     np.testing.assert_allclose(sampler.score(tokens), expected, atol=1e-5)
-
-
-class CutOff(Mapping[str, torch.Tensor]):
-    """Staged tensors whose reader fails after ``whole`` tensors."""
-
-    def __init__(self, staged: Mapping[str, torch.Tensor], whole: int) -> None:
-        self._staged, self._whole = staged, whole
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        self._whole -= 1
-        if self._whole < 0:
-            raise OSError("staging area went away")
-        return self._staged[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._staged
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._staged)
-
-    def __len__(self) -> int:
-        return len(self._staged)
 
 
 def test_a_load_that_is_cut_off_leaves_the_model_partial_until_a_whole_load(
@@ -249,9 +238,11 @@ def test_a_manifest_must_cover_the_model_exactly(
 ) -> None:
     staged, manifest, version = publish(learner, 1)
     short = type(manifest)(version=version, tensors=manifest.tensors[1:])
-    with pytest.raises(WeightLoadError, match="does not cover the engine's tensor model.embed"):
+    with pytest.raises(WeightLoadError, match=r"does not cover the engine's tensor model\.embed"):
         sampler.load_weights(staged, short, version)
-    stranger = type(manifest.tensors[0])(name="adapter", dtype="float32", shape=(1,), digest="0" * 16)
+    stranger = type(manifest.tensors[0])(
+        name="adapter", dtype="float32", shape=(1,), digest="0" * 16
+    )
     long = type(manifest)(version=version, tensors=(*manifest.tensors, stranger))
     with pytest.raises(WeightLoadError, match="the engine has no tensor adapter"):
         sampler.load_weights({**staged, "adapter": torch.zeros(1)}, long, version)
@@ -261,7 +252,7 @@ def test_a_manifest_of_another_version_is_refused(
     learner: Any, sampler: TransformersSampler
 ) -> None:
     staged, manifest, _ = publish(learner, 1)
-    with pytest.raises(WeightLoadError, match="manifest of 0.1 does not describe 0.0"):
+    with pytest.raises(WeightLoadError, match=r"manifest of 0\.1 does not describe 0\.0"):
         sampler.load_weights(staged, manifest, V0)
 
 
@@ -284,7 +275,7 @@ def test_requests_that_no_model_of_this_size_can_serve_are_data_errors(
 
 
 def test_model_directories_that_cannot_be_served_give_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelDirectoryError, match="must hold config.json"):
+    with pytest.raises(ModelDirectoryError, match=r"must hold config\.json"):
         _sampler(tmp_path / "absent")
     make_tiny_qwen2(tmp_path, tied=False)
     weights = tmp_path / "model.safetensors"

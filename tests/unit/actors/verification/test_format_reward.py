@@ -1,0 +1,98 @@
+"""The format table, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.verification.format_reward import judge_format, parse_special_token
+from common.errors import DataError
+from common.types import VerdictStatus
+
+_R1_ZERO = '{"template":"r1-zero"}'
+_SPECIAL = '{"template":"special-token"}'
+
+
+def _value(completion: str, reference_json: str) -> float | None:
+    judgement = judge_format(completion, reference_json)
+    judged_right = judgement.value == 1.0
+    assert (judgement.status is VerdictStatus.GRADED) == judged_right
+    assert (judgement.reason == "") == judged_right
+    return judgement.value
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("<think> reasoning process here </think> <answer> answer here </answer>", 1.0),
+        ("<think>\nreasoning\n</think>\n\n<answer>\n42\n</answer>\n", 1.0),
+        ("<think>r</think><answer>42</answer> I hope this helps", 0.0),
+        ("<think>r</think><answer>41</answer><answer>42</answer>", 0.0),
+        ("<think></think><answer>42</answer>", 1.0),
+        ("<think>a<think>b</think>c</think><answer>42</answer>", 0.0),
+        ("Sure! <think>r</think><answer>42</answer>", 0.0),
+        ("<think>r</think>42", 0.0),
+        ("<think>r</think><answer> </answer>", 0.0),
+    ],
+    ids=[
+        "paper one-line",
+        "newline layout",
+        "trailing garbage",
+        "two answers",
+        "empty think",
+        "nested think",
+        "text before think",
+        "no answer tag",
+        "empty answer",
+    ],
+)
+def test_r1_zero_table(completion: str, value: float) -> None:
+    assert _value(completion, _R1_ZERO) == value
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "<think>7+2=9,9+9=18",
+        "<answer>42</answer><think>r</think>",
+        "<think>r<answer>42</think></answer>",
+        "<think>r</think>so<answer>42</answer>",
+        "<THINK>r</THINK><ANSWER>42</ANSWER>",
+    ],
+)
+def test_other_arrangements_of_the_tags_are_wrong(completion: str) -> None:
+    assert _value(completion, _R1_ZERO) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("|special_token|reasoning|special_token|summary", 1.0),
+        ("|special_token||special_token|summary", 1.0),
+        ("|special_token|reasoning|special_token| ", 0.0),
+        ("|special_token|reasoning", 0.0),
+        ("a|special_token|reasoning|special_token|summary", 0.0),
+        ("|special_token|a|special_token|b|special_token|c", 0.0),
+    ],
+)
+def test_special_token_table(completion: str, value: float) -> None:
+    assert _value(completion, _SPECIAL) == value
+
+
+def test_the_special_token_can_be_chosen() -> None:
+    reference = '{"template":"special-token","token":"<|sep|>"}'
+    assert _value("<|sep|>r<|sep|>s", reference) == 1.0
+    assert _value("|special_token|r|special_token|s", reference) == 0.0
+
+
+def test_reasoning_and_summary_come_back_as_written() -> None:
+    assert parse_special_token("|special_token| a\n|special_token|b ") == (" a\n", "b ")
+
+
+@pytest.mark.parametrize(
+    "reference_json",
+    ["{}", '{"template":"r2"}', '{"template":"special-token","token":""}', "[1]", "{"],
+)
+def test_a_malformed_task_is_not_judged(reference_json: str) -> None:
+    with pytest.raises(DataError, match="malformed task"):
+        judge_format("<think></think><answer>1</answer>", reference_json)
