@@ -72,6 +72,10 @@ class BrokerConfig:
     """Deliveries of one piece of work that may end in an error before it is dead-lettered."""
     max_outstanding_groups: int = 64
     """Groups in flight in a ``collect`` run, where no lag bound limits them."""
+    no_progress_s: float = 600.0
+    """The broker gives up when all roles are present and nothing has moved for so long."""
+    max_absence_s: float = 7200.0
+    """Longest absence of a role, for example a requeued learner, before the broker gives up."""
     metrics_port: int = 0
     """Port of /metrics on 127.0.0.1; 0 takes a free one."""
 
@@ -196,7 +200,9 @@ class WeightsConfig:
     """The weight plane from learner to actors."""
 
     transfer: Literal["group", "pull"] = "group"
-    """``group``: gloo or NCCL process group, with pull as the fallback; ``pull`` only."""
+    """``group``: process group of learner and actors, with pull as the fallback; ``pull`` only."""
+    backend: Literal["gloo", "nccl"] = "gloo"
+    """``gloo``: through host memory; ``nccl``: where learner and actors have a GPU of their own."""
     bucket_bytes: int = 67108864
     """Bytes of one broadcast."""
     deadline_s: float = 30.0
@@ -307,6 +313,11 @@ class RunPaths:
         return self.root / "learner" / "steps"
 
     @property
+    def lineage(self) -> Path:
+        """Incarnations of the weights and where they forked."""
+        return self.root / "learner" / "lineage.json"
+
+    @property
     def weights(self) -> Path:
         """Published weights, one directory a version."""
         return self.root / "weights"
@@ -320,6 +331,11 @@ class RunPaths:
     def telemetry(self) -> Path:
         """JSON Lines of steps, sample rollouts and metric scrapes."""
         return self.root / "telemetry"
+
+    @property
+    def samples(self) -> Path:
+        """What a collector has finished so far; as old as the journal that it answers to."""
+        return self.root / "collector" / "samples.jsonl"
 
     @property
     def logs(self) -> Path:

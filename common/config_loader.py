@@ -50,8 +50,8 @@ def run_paths(config: Config) -> RunPaths:
 
 def to_toml(config: Config) -> str:
     """The resolved configuration as TOML that :func:`load_config` reads back."""
-    plain = msgspec.to_builtins(config)
-    return tomli_w.dumps(plain)
+    # asdict first: msgspec leaves the defaults of converted sections on the class and skips them
+    return tomli_w.dumps(msgspec.to_builtins(dataclasses.asdict(config)))
 
 
 def check_config(config: Config, file: Path) -> None:

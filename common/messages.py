@@ -161,11 +161,17 @@ class SubmitVerdict(Message, frozen=True):
 
 
 class PullGroups(Message, frozen=True):
-    """Ask for up to ``max_groups`` verified groups for the batch computed at ``policy_step``."""
+    """Ask for up to ``max_groups`` verified groups for the batch computed at ``policy_step``.
+
+    ``held`` names the groups received and not yet committed, so that those whose reply was lost are
+    delivered again. A learner that leaves it out must ask for all that its batch still lacks, a
+    collector must have committed what it got.
+    """
 
     policy_step: Count
     max_groups: Count
     wait_s: WaitSeconds
+    held: GroupIds | None = None
 
 
 class Groups(Message, frozen=True):

@@ -59,9 +59,7 @@ def _chat_renderer(model_dir: str) -> Callable[[str], str]:
     source = _chat_source(directory, settings)
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = _raise_template_error
-    special = {
-        key: special_token_text(settings, key) or "" for key in ("bos_token", "eos_token")
-    }
+    special = {key: special_token_text(settings, key) or "" for key in ("bos_token", "eos_token")}
 
     def render(text: str) -> str:
         try:

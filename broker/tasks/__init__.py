@@ -1,7 +1,7 @@
 """Task data of the broker: seeded problem generators by name.
 
-``GENERATORS`` streams training prompts, ``HELD_OUT`` lists evaluation prompts and ``CORPORA`` writes
-cold-start pairs; a task has the same name in all three.
+``GENERATORS`` streams training prompts, ``HELD_OUT`` lists evaluation prompts and ``CORPORA``
+writes cold-start pairs; a task has the same name in all three.
 """
 
 from __future__ import annotations

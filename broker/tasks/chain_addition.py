@@ -1,8 +1,8 @@
 """Chain addition: the embedded task, ``7+2+9+4+1+8=``, and its cold-start corpus.
 
-The corpus mixes two habits. Most traces answer at once, a minority writes every partial sum. Only
-the second habit is reliable for a tiny policy, so reinforcement learning has something to discover:
-answers get longer because longer answers are right.
+The corpus mixes two habits. Most traces answer at once, and some of those slip; a minority writes
+every partial sum and is always right. So reinforcement learning has something to discover: answers
+get longer because longer answers are right.
 
 Everything is a pure function of a seed and an index, so the broker's prompt cursor is one integer.
 A hash of the problem alone decides whether it is held out: no seed can train on a held-out problem.
@@ -20,10 +20,12 @@ from common.errors import ConfigError
 
 TASK_NAME = "chain_addition"
 DEFAULT_NUM_TERMS = 6
-DEFAULT_LONG_SHARE = 0.3
+DEFAULT_LONG_SHARE = 0.33
+DEFAULT_SLIP_SHARE = 0.2
 HELD_OUT_ONE_IN = 8
 
 _SMALLEST_TERM, _LARGEST_TERM = 1, 9
+_LARGEST_SLIP = 4
 _MIN_NUM_TERMS = 3
 _MAX_NUM_TERMS = 32
 _MAX_DRAWS_PER_HELD_OUT = 64
@@ -53,7 +55,7 @@ def problem(rng: random.Random, *, num_terms: int = DEFAULT_NUM_TERMS) -> Proble
 
 
 def is_held_out(candidate: Problem) -> bool:
-    """Whether the problem belongs to evaluation: one in ``HELD_OUT_ONE_IN``, by hash of its text."""
+    """Whether the problem is for evaluation: one in ``HELD_OUT_ONE_IN``, by hash of its text."""
     digest = blake2b(candidate.text.encode(), digest_size=8, person=b"held-out").digest()
     return int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0
 
@@ -98,16 +100,22 @@ def corpus(
     count: int,
     long_share: float = DEFAULT_LONG_SHARE,
     *,
+    slip_share: float = DEFAULT_SLIP_SHARE,
     num_terms: int = DEFAULT_NUM_TERMS,
 ) -> list[tuple[str, str]]:
-    """Cold-start pairs (prompt text, completion text) from the training split, all answers right.
+    """Cold-start pairs (prompt text, completion text), all from the training split.
 
-    A share of about ``long_share`` writes every partial sum, the others answer at once.
-    Raises ``ConfigError`` where ``long_share`` is outside 0..1.
+    A share of about ``long_share`` writes every partial sum and is right. The others answer at
+    once, and a share of about ``slip_share`` of those is wrong by up to 4. Raises ``ConfigError``
+    where a share is outside 0..1.
     """
-    if not 0.0 <= long_share <= 1.0:
-        raise ConfigError(f"long_share must be within 0..1, got {long_share} (use 0.3)")
-    return [_trace(_rng("corpus", seed, index), long_share, num_terms) for index in range(count)]
+    for name, share in (("long_share", long_share), ("slip_share", slip_share)):
+        if not 0.0 <= share <= 1.0:
+            raise ConfigError(f"{name} must be within 0..1, got {share} (use 0.3)")
+    return [
+        _trace(_rng("corpus", seed, index), long_share, slip_share, num_terms)
+        for index in range(count)
+    ]
 
 
 def long_completion(terms: Sequence[int]) -> str:
@@ -118,16 +126,31 @@ def long_completion(terms: Sequence[int]) -> str:
     return f"<think>{thinking}</think><answer>{totals[-1]}</answer>"
 
 
-def short_completion(terms: Sequence[int]) -> str:
-    """The answer without a thought: ``<think></think><answer>18</answer>``."""
-    return f"<think></think><answer>{sum(terms)}</answer>"
+def short_completion(answer: int) -> str:
+    """``answer`` without a thought: ``<think></think><answer>18</answer>``."""
+    return f"<think></think><answer>{answer}</answer>"
 
 
-def _trace(rng: random.Random, long_share: float, num_terms: int) -> tuple[str, str]:
+def _trace(
+    rng: random.Random, long_share: float, slip_share: float, num_terms: int
+) -> tuple[str, str]:
     is_long = rng.random() < long_share
+    is_slip = rng.random() < slip_share
     terms = _training_terms(rng, num_terms)
-    completion = long_completion(terms) if is_long else short_completion(terms)
-    return problem_of(terms).text, completion
+    prompt = problem_of(terms).text
+    if is_long:
+        return prompt, long_completion(terms)
+    return prompt, short_completion(_slip(rng, sum(terms)) if is_slip else sum(terms))
+
+
+def _slip(rng: random.Random, total: int) -> int:
+    """A positive number near ``total`` and unlike it."""
+    wrong = [
+        total + error
+        for error in range(-_LARGEST_SLIP, _LARGEST_SLIP + 1)
+        if error and total > -error
+    ]
+    return rng.choice(wrong)
 
 
 def _training_terms(rng: random.Random, num_terms: int) -> list[int]:

@@ -92,8 +92,10 @@ class TransferHost:
         run_id: str,
         interface: str,
         deadline_s: float,
+        prefer_nccl: bool = False,
         ready_window_s: float = READY_WINDOW_S,
     ) -> None:
+        self._prefer_nccl = prefer_nccl
         self._run_id = run_id
         self._interface = interface
         self._deadline_s = deadline_s
@@ -125,7 +127,7 @@ class TransferHost:
         plan = _Plan(
             group=f"{prefix}/{version}/group",
             nonces=tuple(item.nonce for item in ready),
-            backend=choose_backend([own_gpu(), *(item.gpu for item in ready)]),
+            backend=self._backend(ready),
         )
         held = self._held
         if held and held.group.is_usable and held.plan.nonces == plan.nonces:
@@ -142,6 +144,11 @@ class TransferHost:
         if self._held is not None:
             self._held.group.abort()
             self._held = None
+
+    def _backend(self, ready: Sequence[_Ready]) -> Backend:
+        if not self._prefer_nccl:
+            return "gloo"
+        return choose_backend([own_gpu(), *(item.gpu for item in ready)])
 
     def _forget_last_publish(self) -> None:
         for key in self._old_keys:

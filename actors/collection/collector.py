@@ -1,0 +1,146 @@
+"""The consumer of a ``collect`` run: verified groups in, samples.jsonl and metrics.json out.
+
+One group at a time: pull, make durable, commit. So after a kill a group is either in the file, and
+skipped when it comes again, or not, and handed out again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from actors.collection.metrics import summarize
+from actors.collection.samples import SampleLog, samples_of
+from common.arrays import split_frames
+from common.codec import Buffer, Decoded
+from common.config import Config
+from common.endpoints import read_endpoint
+from common.errors import ConfigError, DecodeError, FatalError
+from common.files import write_atomically
+from common.lifecycle import Process
+from common.messages import CommitStep, EndRun, FetchRollouts, Groups, PullGroups, Request, Rollouts
+from common.text_tokenizer import TextTokenizer
+from common.transport import Channel
+from common.types import Role, VerifiedGroup
+
+_MAX_GROUPS = 16
+_PULL_WAIT_S = 2.0
+
+
+class Requester(Protocol):
+    """What the collector needs of :class:`common.transport.Channel`."""
+
+    async def request(
+        self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
+    ) -> Decoded:
+        """Send ``message`` and return the reply."""
+        ...
+
+
+def check_collect(config: Config) -> None:
+    """Raise :class:`ConfigError` unless ``config`` describes a run for a collector."""
+    if config.run.kind != "collect":
+        raise ConfigError(
+            f'run.kind must be "collect" for a collector, got {config.run.kind!r} '
+            "(a training run ends in the learner)"
+        )
+    if not config.collect.output:
+        raise ConfigError(
+            "collect.output must name the directory for metrics.json, got '' "
+            '(for example output = "evaluation")'
+        )
+    if "accuracy" not in {term.name for term in config.verifier.rewards}:
+        raise ConfigError(
+            'verifier.rewards must contain "accuracy" in a collect run, got none '
+            '(add {name = "accuracy"})'
+        )
+
+
+async def collect_groups(
+    channel: Requester, tokenizer: TextTokenizer, log: SampleLog, num_prompts: int
+) -> None:
+    """Fill ``log`` until it holds ``num_prompts`` groups or the prompts are used up."""
+    policy_step = 0
+    while log.num_groups < num_prompts:
+        max_groups = min(_MAX_GROUPS, num_prompts - log.num_groups)
+        pull = PullGroups(
+            policy_step=policy_step, max_groups=max_groups, wait_s=_PULL_WAIT_S, held=()
+        )
+        reply = (await channel.request(pull)).message
+        if not isinstance(reply, Groups):
+            raise DecodeError(f"unexpected reply {type(reply).__name__} to PullGroups")
+        for group in reply.groups:
+            if not log.holds(group.group_id, group.prompt.prompt_id):
+                log.append(samples_of(group, await _fetch_completions(channel, tokenizer, group)))
+        if reply.groups:
+            group_ids = tuple(group.group_id for group in reply.groups)
+            commit = CommitStep(incarnation=0, policy_step=policy_step, group_ids=group_ids)
+            await channel.request(commit)
+            policy_step += 1
+        elif reply.exhausted:
+            return
+
+
+async def _fetch_completions(
+    channel: Requester, tokenizer: TextTokenizer, group: VerifiedGroup
+) -> list[str]:
+    rollout_ids = tuple(item.rollout.rollout_id for item in group.rollouts)
+    decoded = await channel.request(FetchRollouts(rollout_ids=rollout_ids))
+    if not isinstance(decoded.message, Rollouts):
+        raise DecodeError(f"unexpected reply {type(decoded.message).__name__} to FetchRollouts")
+    arrays = split_frames(decoded.message.rollouts, decoded.frames)
+    return [tokenizer.decode(item.completion_token_ids.tolist()) for item in arrays]
+
+
+def write_results(log: SampleLog, config: Config) -> dict[str, Any]:
+    """Write metrics.json and samples.jsonl to ``collect.output``; returns the metrics."""
+    versions: set[str] = set()
+    prompts = []
+    for group in log.groups():
+        versions.update(sample.weight_version for sample in group)
+        prompts.append([sample.score() for sample in group])
+    if not prompts:
+        raise FatalError(
+            "no group was collected: every prompt was dropped or there was none "
+            "(see the broker's log for dead-lettered groups)"
+        )
+    metrics = {
+        "run_id": config.run.id,
+        "model": config.model.path,
+        "weight_versions": sorted(versions),
+        "temperature": config.actor.temperature,
+        "samples_per_prompt": config.collect.samples_per_prompt,
+        "num_prompts_requested": config.collect.num_prompts,
+        **summarize(prompts),
+    }
+    output = Path(config.collect.output)
+    output.mkdir(parents=True, exist_ok=True)
+    log.copy_to(output / "samples.jsonl")
+    write_atomically(output / "metrics.json", json.dumps(metrics, indent=2).encode() + b"\n")
+    return metrics
+
+
+async def serve(process: Process) -> None:
+    """Collect, write, end the run."""
+    config = process.config
+    check_collect(config)
+    tokenizer = TextTokenizer.load(config.model.path)
+    log = SampleLog(process.paths.samples)
+    channel = await Channel.connect(
+        role=Role.COLLECTOR, name=process.name, endpoint=read_endpoint(config, process.paths)
+    )
+    try:
+        process.ready(num_groups=log.num_groups)
+        await collect_groups(channel, tokenizer, log, config.collect.num_prompts)
+        metrics = write_results(log, config)
+        process.log.info(
+            "collected",
+            num_prompts=metrics["num_prompts"],
+            pass_at_1=metrics["pass_at_1"],
+            output=config.collect.output,
+        )
+        await channel.request(EndRun())
+    finally:
+        await channel.close()

@@ -1,0 +1,125 @@
+"""The process in which verification happens: light, limited, killable.
+
+It reads one job at a time from its standard input and answers on its standard output, both as
+length-prefixed MessagePack. What runs inside may print, loop or allocate without end: the two pipes
+are moved out of reach of ``print`` first, and the parent holds the clock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import math
+import os
+import resource
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from actors.verification.judgement import JobReply, Verifier, VerifyJob, run_checks
+from common.codec import pack, unpack
+from common.types import VerdictStatus
+
+LENGTH = struct.Struct("<I")
+MAX_FRAME_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1
+_MAX_OPEN_FILES = 32
+_CPU_GRACE_S = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What one verification may use, and where the table of verifiers is imported from."""
+
+    wall_limit_s: float
+    memory_limit_bytes: int
+    registry: str = "actors.verification.registry"
+
+    def argv(self) -> list[str]:
+        """Command line of a child; isolated mode keeps environment and working folder out."""
+        module = "actors.verification.child"
+        limits = (str(os.getpid()), str(self.wall_limit_s), str(self.memory_limit_bytes))
+        return [sys.executable, "-I", "-m", module, *limits, self.registry]
+
+
+def main(argv: list[str]) -> None:
+    """Serve jobs until the input ends."""
+    parent_pid, limits = int(argv[0]), ChildLimits(float(argv[1]), int(argv[2]), argv[3])
+    _die_with_parent(parent_pid)
+    jobs, replies = _take_pipes()
+    verifiers: dict[str, Verifier] = importlib.import_module(limits.registry).VERIFIERS
+    _limit_resources(limits)
+    _write_frame(replies, b"")
+    _silence(2)
+    while (frame := _read_frame(jobs)) is not None:
+        _limit_cpu(limits.wall_limit_s)
+        reply = _answer(frame, verifiers)
+        _write_frame(replies, pack(reply))
+
+
+def _answer(frame: bytes, verifiers: dict[str, Verifier]) -> JobReply:
+    """Judge one job. A verifier that fails is our bug: it must not look like a wrong answer."""
+    try:
+        return run_checks(unpack(frame, VerifyJob), verifiers)
+    except MemoryError:
+        return JobReply(failure=VerdictStatus.LIMIT_EXCEEDED, reason="memory limit exceeded")
+    except Exception as error:  # the one place that may say so: it becomes a typed infra-error
+        reason = f"the verifier failed: {type(error).__name__}: {error}"[:1000]
+        reason = reason.encode("utf-8", "replace").decode()
+        return JobReply(failure=VerdictStatus.INFRA_ERROR, reason=reason)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # the parent ended before the request took effect
+        os._exit(1)
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Move the two pipes to private descriptors; 0 and 1 become /dev/null."""
+    jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    _silence(0)
+    _silence(1)
+    return jobs, replies
+
+
+def _silence(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _limit_resources(limits: ChildLimits) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_limit_bytes, limits.memory_limit_bytes))
+
+
+def _limit_cpu(wall_limit_s: float) -> None:
+    """Backstop to the parent's clock: this job's own processor seconds, ended by SIGXCPU."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    budget = usage.ru_utime + usage.ru_stime + wall_limit_s + _CPU_GRACE_S
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(budget), resource.RLIM_INFINITY))
+
+
+def _read_frame(stream: BinaryIO) -> bytes | None:
+    prefix = stream.read(LENGTH.size)
+    if len(prefix) < LENGTH.size:
+        return None
+    (size,) = LENGTH.unpack(prefix)
+    body = stream.read(size)
+    return body if len(body) == size else None
+
+
+def _write_frame(stream: BinaryIO, body: bytes) -> None:
+    data = memoryview(LENGTH.pack(len(body)) + body)
+    while data:
+        data = data[os.write(stream.fileno(), data) :]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

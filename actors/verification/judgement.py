@@ -1,0 +1,103 @@
+"""What a verifier of one kind says about one completion, before weights turn it into a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from common.codec import unpack
+from common.errors import DataError, DecodeError
+from common.types import FiniteFloat, Name, Reason, Record, Text, VerdictStatus
+
+
+class Judgement(Record, frozen=True):
+    """``value`` is the component's value, None exactly when the answer was not judged."""
+
+    status: VerdictStatus
+    value: FiniteFloat | None
+    reason: Reason = ""
+
+    @classmethod
+    def graded(cls, value: float, reason: str = "") -> Judgement:
+        """The answer was read and judged."""
+        return cls(status=VerdictStatus.GRADED, value=value, reason=reason)
+
+    @classmethod
+    def wrong_format(cls, reason: str) -> Judgement:
+        """There was no answer where one is required: judged, and worth 0."""
+        return cls(status=VerdictStatus.WRONG_FORMAT, value=0.0, reason=reason)
+
+    @classmethod
+    def bad_input(cls, reason: str) -> Judgement:
+        """The task itself is malformed: nothing can be said about the answer."""
+        return cls(status=VerdictStatus.BAD_INPUT, value=None, reason=reason[:4096])
+
+
+Verifier = Callable[[str, str], Judgement]
+"""(completion, reference_json) -> judgement. Raises :class:`DataError` for a bad reference."""
+
+_Reference = TypeVar("_Reference")
+
+
+def read_reference(reference_json: str, kind: type[_Reference]) -> _Reference:
+    """The fields of a task as the typed record ``kind``; fields it does not name are ignored.
+
+    Raises :class:`DataError` that names the field.
+    """
+    try:
+        return msgspec.json.decode(reference_json, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise DataError(f"malformed task: {error}") from None
+
+
+class Check(Record, frozen=True):
+    """One verifier to run: its kind and its task's fields as JSON."""
+
+    kind: Name
+    reference_json: Text
+
+
+class VerifyJob(Record, frozen=True):
+    """One completion and all that is to be checked about it; what a child process is sent."""
+
+    completion: Text
+    checks: tuple[Check, ...]
+
+
+class JobReply(Record, frozen=True):
+    """One judgement for each check, in order, or the reason why there is none.
+
+    ``failure`` is ``limit-exceeded`` or ``infra-error``. ``seconds`` is the wall time that the job
+    held a child, as the parent measured it.
+    """
+
+    judgements: tuple[Judgement, ...] = ()
+    failure: VerdictStatus | None = None
+    reason: Reason = ""
+    seconds: FiniteFloat = 0.0
+
+
+def parse_reply(frame: bytes, num_checks: int) -> JobReply:
+    """Read a child's reply; raises :class:`DecodeError` unless it answers every check."""
+    reply: JobReply = unpack(frame, JobReply)
+    if reply.failure is None and len(reply.judgements) != num_checks:
+        raise DecodeError(f"{len(reply.judgements)} judgements for {num_checks} checks")
+    return reply
+
+
+def run_checks(job: VerifyJob, verifiers: Mapping[str, Verifier]) -> JobReply:
+    """Run every check of ``job``; a bad task is a judgement, any other error is the caller's."""
+    return JobReply(judgements=tuple(_run_check(job, check, verifiers) for check in job.checks))
+
+
+def _run_check(job: VerifyJob, check: Check, verifiers: Mapping[str, Verifier]) -> Judgement:
+    verifier = verifiers.get(check.kind)
+    if verifier is None:
+        known = ", ".join(sorted(verifiers))
+        return Judgement.bad_input(f"unknown kind {check.kind!r} (known: {known})")
+    try:
+        return verifier(job.completion, check.reference_json)
+    except DataError as error:
+        return Judgement.bad_input(str(error))

@@ -1,0 +1,17 @@
+"""Task kind -> verifier. Adding a kind is one file and one line here.
+
+A child process imports this table, so what it names must import fast: no numpy, no torch.
+"""
+
+from __future__ import annotations
+
+from actors.verification.arithmetic import judge_arithmetic
+from actors.verification.countdown import judge_countdown
+from actors.verification.format_reward import judge_format
+from actors.verification.judgement import Verifier
+
+VERIFIERS: dict[str, Verifier] = {
+    "arithmetic": judge_arithmetic,
+    "countdown": judge_countdown,
+    "format": judge_format,
+}

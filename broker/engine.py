@@ -1,0 +1,140 @@
+"""Ledger, leases and payloads in step: each decided event is applied to all three and kept.
+
+Pure but for the payload store that is passed in: the server journals :attr:`Engine.events` and only
+then lets replies go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from broker import events
+from broker.events import AnyEvent
+from broker.groups import GroupRecord, Phase
+from broker.leases import Held, LeaseTable, Work
+from broker.ledger import Ledger
+from broker.ledger_state import Decision
+from broker.rollout_rules import release_prompt
+from broker.verdict_rules import release_rollout
+from common.codec import Buffer
+from common.messages import Lease
+from common.types import RolloutHeader, RolloutId
+
+_Outcome = TypeVar("_Outcome")
+
+
+class PayloadStore(Protocol):
+    """Where the arrays of rollouts are kept; :class:`broker.journal.Journal` is one."""
+
+    def add_payload(self, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
+        """Keep the arrays of one rollout."""
+        ...
+
+    def drop_payloads(self, group_ids: Iterable[int]) -> None:
+        """Forget the arrays of groups that have ended."""
+        ...
+
+    def payload(self, rollout_id: RolloutId) -> tuple[RolloutHeader, list[memoryview]]:
+        """Header and three frames; ``KeyError`` if there is no such rollout."""
+        ...
+
+
+class Engine:
+    """Applies decisions; :attr:`events` gathers what is not journaled yet."""
+
+    def __init__(
+        self, ledger: Ledger, leases: LeaseTable, payloads: PayloadStore, now_s: float
+    ) -> None:
+        self.ledger = ledger
+        self.leases = leases
+        self.payloads = payloads
+        self.events: list[AnyEvent] = []
+        for group in ledger.groups.values():
+            for held in _held_parts(group):
+                leases.grant(held, now_s)
+
+    def do(self, decision: Decision[_Outcome], now_s: float) -> _Outcome:
+        """Apply a decision and return its outcome."""
+        for event in decision.events:
+            ended = self._ended(event)
+            self._follow_leases(event, now_s)
+            self.ledger.apply(event)
+            self.events.append(event)
+            if ended:
+                self.leases.drop_groups(ended)
+                self.payloads.drop_payloads(ended)
+        return decision.outcome
+
+    def give_back(self, held: Held, now_s: float, *, lost: bool = False, error: str = "") -> None:
+        """Let the work of a lease wait again."""
+        lease = held.lease
+        if held.work is Work.GENERATE:
+            self.do(release_prompt(self.ledger, lease, lost=lost, error=error), now_s)
+            return
+        for index in lease.indices:
+            self.do(
+                release_rollout(
+                    self.ledger, lease.group_id, index, lease.attempt, lost=lost, error=error
+                ),
+                now_s,
+            )
+
+    def _ended(self, event: AnyEvent) -> Sequence[int]:
+        """Groups that ``event`` ends."""
+        if isinstance(event, events.Trained):
+            stepped = self.ledger.state.stepped.items()
+            return [g for step, members in stepped if step < event.policy_step for g in members]
+        if isinstance(event, events.Evicted | events.Collected):
+            return event.group_ids
+        return (event.group_id,) if isinstance(event, events.DeadLettered) else ()
+
+    def _follow_leases(self, event: AnyEvent, now_s: float) -> None:
+        """Keep the table of leases in step with the ledger."""
+        if isinstance(event, events.Leased):
+            self._grant(event.owner, event, event.indices, Work.GENERATE, now_s)
+        elif isinstance(event, events.VerifyLeased):
+            self._grant(event.owner, event, (event.index,), Work.VERIFY, now_s)
+        elif isinstance(event, events.Generated):
+            rollout_id = event.rollout.rollout_id
+            self._finish(rollout_id.group_id, rollout_id.index)
+        elif isinstance(event, events.Verified | events.VerifyReleased):
+            self._finish(event.group_id, event.index)
+        elif isinstance(event, events.Released):
+            for index in event.indices:
+                self._finish(event.group_id, index)
+
+    def _grant(
+        self,
+        owner: str,
+        event: events.Leased | events.VerifyLeased,
+        indices: tuple[int, ...],
+        work: Work,
+        now_s: float,
+    ) -> None:
+        lease = Lease(group_id=event.group_id, indices=indices, attempt=event.attempt)
+        self.leases.grant(Held(owner, lease, work), now_s)
+
+    def _finish(self, group_id: int, index: int) -> None:
+        """End whoever holds this index: its work is done or was given back."""
+        item = self.ledger.groups[group_id].indices[index]
+        if item.phase is Phase.GENERATING:
+            self.leases.finish(item.attempt, index)
+        elif item.phase is Phase.VERIFYING:
+            self.leases.finish(item.verify_attempt, index)
+
+
+def _held_parts(group: GroupRecord) -> list[Held]:
+    """The leases that were in force on ``group`` when the journal ended."""
+    generating: dict[tuple[str, int], list[int]] = {}
+    held = []
+    for index, item in enumerate(group.indices):
+        if item.phase is Phase.GENERATING:
+            generating.setdefault((item.owner, item.attempt), []).append(index)
+        elif item.phase is Phase.VERIFYING:
+            lease = Lease(group_id=group.group_id, indices=(index,), attempt=item.verify_attempt)
+            held.append(Held(item.owner, lease, Work.VERIFY))
+    for (owner, attempt), indices in generating.items():
+        lease = Lease(group_id=group.group_id, indices=tuple(indices), attempt=attempt)
+        held.append(Held(owner, lease, Work.GENERATE))
+    return held

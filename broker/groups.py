@@ -1,0 +1,125 @@
+"""A rollout group as the ledger keeps it: one record a group, one a sampled index.
+
+A group counts as *leased* while anybody holds any part of it: an actor (generating), a verifier
+(verifying) or the consumer (handed over, stepped). Otherwise it is *pending*: every index waits for
+an actor, waits for a verifier, or is verified.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from common.types import (
+    Prompt,
+    RolloutHeader,
+    Verdict,
+    VerifiedGroup,
+    VerifiedRollout,
+    WeightVersion,
+)
+
+
+class Phase(enum.Enum):
+    """Where one index of a group stands."""
+
+    WAITING = "waiting"
+    GENERATING = "generating"
+    GENERATED = "generated"
+    VERIFYING = "verifying"
+    VERIFIED = "verified"
+
+    @property
+    def is_held(self) -> bool:
+        """True while a client works on it."""
+        return self in (Phase.GENERATING, Phase.VERIFYING)
+
+    @property
+    def has_rollout(self) -> bool:
+        """True once a complete rollout was accepted."""
+        return self not in (Phase.WAITING, Phase.GENERATING)
+
+
+class Place(enum.Enum):
+    """Where a live group stands towards the consumer."""
+
+    OPEN = "open"
+    HANDED_OVER = "handed_over"
+    STEPPED = "stepped"
+
+
+class IndexRecord(msgspec.Struct):
+    """One answer of a group: phase, holder, accepted rollout and verdict."""
+
+    phase: Phase = Phase.WAITING
+    owner: str = ""
+    attempt: int = 0
+    """Generation attempt that is under way or that was accepted; 0 before the first."""
+    verify_attempt: int = 0
+    rollout: RolloutHeader | None = None
+    content_hash: str = ""
+    verdict: Verdict | None = None
+    num_errors: int = 0
+    num_lost: int = 0
+
+
+class GroupRecord(msgspec.Struct):
+    """One live group: admitted, not yet trained, evicted or dead-lettered."""
+
+    group_id: int
+    prompt: Prompt
+    indices: list[IndexRecord]
+    deadline_step: int = 0
+    place: Place = Place.OPEN
+    versions: dict[int, WeightVersion] = msgspec.field(default_factory=dict)
+    """Version that the actor served, by generation attempt."""
+    errors: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether anybody holds a part of it."""
+        return self.place is not Place.OPEN or any(i.phase.is_held for i in self.indices)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every index has a verdict."""
+        return all(item.phase is Phase.VERIFIED for item in self.indices)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no token of it exists or is being sampled: any actor may start it afresh."""
+        return all(item.phase is Phase.WAITING for item in self.indices)
+
+    @property
+    def num_finished(self) -> int:
+        """Rollouts that were accepted."""
+        return sum(item.phase.has_rollout for item in self.indices)
+
+    def in_phase(self, phase: Phase) -> list[int]:
+        """Indices that are in ``phase``."""
+        return [n for n, item in enumerate(self.indices) if item.phase is phase]
+
+    def sampling_versions(self) -> Iterable[WeightVersion]:
+        """Versions of all tokens, accepted and being sampled."""
+        for item in self.indices:
+            if item.rollout is not None:
+                yield from (span.version for span in item.rollout.version_spans)
+            elif item.phase is Phase.GENERATING:
+                yield self.versions[item.attempt]
+
+    def verified_group(self) -> VerifiedGroup:
+        """The group as the consumer receives it."""
+        return VerifiedGroup(
+            group_id=self.group_id,
+            prompt=self.prompt,
+            deadline_step=self.deadline_step,
+            rollouts=tuple(_verified_rollout(item) for item in self.indices),
+        )
+
+
+def _verified_rollout(item: IndexRecord) -> VerifiedRollout:
+    if item.rollout is None or item.verdict is None:
+        raise ValueError("only a verified index has a verdict")
+    return VerifiedRollout(rollout=item.rollout, verdict=item.verdict)

@@ -1,0 +1,309 @@
+"""What the broker answers to each request: one method a message, no sockets, time passed in.
+
+A handler returns an :class:`Answer`, or None when it has nothing to give yet; the server then holds
+the request and asks again when something has changed. A :class:`RefusedError` becomes ``Refused``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Generic, TypeVar
+
+from broker import resume_rules, rollout_rules, step_rules, verdict_rules
+from broker.engine import Engine
+from broker.fleet import Fleet
+from broker.leases import Held
+from broker.prompt_source import PromptSource
+from broker.status import run_status
+from broker.step_rules import Pull
+from common import messages
+from common.codec import Buffer, pack
+from common.errors import RefusedError
+from common.messages import Reply, Request
+from common.types import Role, RolloutHeader, WeightVersion
+
+_Message = TypeVar("_Message")
+
+MAX_LEASES_PER_REPLY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[_Message]):
+    """One request: who asks (its registered name), what, and when."""
+
+    client: str
+    message: _Message
+    frames: Sequence[Buffer]
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One reply with its frames."""
+
+    message: Reply
+    frames: Sequence[Buffer] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a client learns at registration."""
+
+    run_id: str
+    broker_nonce: str
+    heartbeat_s: float
+    lease_s: float
+
+
+class Handlers:
+    """Dispatch from request to answer over the engine, the fleet and the prompt source."""
+
+    def __init__(
+        self, engine: Engine, fleet: Fleet, source: PromptSource, identity: Identity
+    ) -> None:
+        self._engine = engine
+        self._ledger = engine.ledger
+        self._fleet = fleet
+        self._source = source
+        self._identity = identity
+        self._ended = False
+        self.num_parked: dict[str, int] = {}
+        """Requests held for now, by kind; the server keeps it up to date for :class:`Status`."""
+
+    def handle(self, ask: Ask[Request]) -> Answer | None:
+        """Answer a request of a registered client, or None to hold it."""
+        self._fleet.hear(ask.client, ask.now_s)
+        try:
+            return _HANDLERS[type(ask.message)](self, ask)
+        except RefusedError as error:
+            return Answer(messages.Refused(code=error.code, reason=error.reason))
+
+    def sweep(self, now_s: float) -> list[str]:
+        """Give back the work of clients that are gone; returns their names."""
+        for held in self._engine.leases.take_expired(now_s):
+            self._engine.give_back(held, now_s, lost=True)
+        return self._fleet.remove_silent(now_s)
+
+    # --- membership -------------------------------------------------------------------------------
+
+    def register(self, message: messages.Register, now_s: float) -> Answer:
+        """Take in a client; an earlier process of the same name loses its leases."""
+        if self._fleet.register(message, now_s):
+            for held in self._engine.leases.take_owned(message.name):
+                self._engine.give_back(held, now_s, lost=True)
+        if message.role is Role.COLLECTOR:
+            started = step_rules.start_collector(self._ledger, message.nonce)
+            self._engine.do(started, now_s)
+            self._ended = self._ended and not started.events
+        identity = self._identity
+        return Answer(
+            messages.Registered(
+                run_id=identity.run_id,
+                broker_nonce=identity.broker_nonce,
+                heartbeat_s=identity.heartbeat_s,
+                lease_s=identity.lease_s,
+            )
+        )
+
+    def _heartbeat(self, ask: Ask[messages.Heartbeat]) -> Answer:
+        if ask.message.serving is not None:
+            self._fleet.set_serving(ask.client, ask.message.serving)
+        revoked = self._engine.leases.renew(ask.client, ask.message.leases, ask.now_s)
+        return Answer(messages.HeartbeatReply(revoked=revoked))
+
+    # --- generation -------------------------------------------------------------------------------
+
+    def _lease_prompts(self, ask: Ask[messages.LeasePrompts]) -> Answer | None:
+        self._refuse_ended()
+        leases: list[messages.PromptLease] = []
+        serving = self._proven(ask.client, ask.message.serving)
+        while len(leases) < min(ask.message.max_groups, MAX_LEASES_PER_REPLY):
+            decision = rollout_rules.lease_prompt(
+                self._ledger, ask.client, serving, self._source.prompt_at
+            )
+            lease = self._engine.do(decision, ask.now_s)
+            if lease is None:
+                break
+            leases.append(lease)
+        return Answer(messages.PromptLeases(leases=tuple(leases))) if leases else None
+
+    def _proven(self, client: str, claimed: WeightVersion) -> WeightVersion:
+        """What an actor serves now: it may have proved newer weights since it asked."""
+        reported = self._fleet.serving(client)
+        return claimed if reported is None else max(claimed, reported)
+
+    def _submit_rollout(self, ask: Ask[messages.SubmitRollout]) -> Answer:
+        header = ask.message.rollout
+        decision = rollout_rules.submit_rollout(
+            self._ledger, header, content_hash(header, ask.frames)
+        )
+        if decision.events and decision.outcome == "accepted":
+            self._engine.payloads.add_payload(header, ask.frames)
+        return Answer(messages.Ack(outcome=self._engine.do(decision, ask.now_s)))
+
+    def _return_lease(self, ask: Ask[messages.ReturnLease]) -> Answer:
+        lease = ask.message.lease
+        held = self._engine.leases.get(lease.attempt)
+        if held is not None and held.owner == ask.client:
+            part = Held(held.owner, lease, held.work)
+            self._engine.give_back(part, ask.now_s, error=ask.message.error)
+        return Answer(messages.Ack())
+
+    # --- verification -----------------------------------------------------------------------------
+
+    def _lease_rollouts(self, ask: Ask[messages.LeaseRollouts]) -> Answer | None:
+        self._refuse_ended()
+        leases: list[messages.RolloutLease] = []
+        while len(leases) < min(ask.message.max_rollouts, MAX_LEASES_PER_REPLY):
+            decision = verdict_rules.lease_rollout(self._ledger, ask.client)
+            lease = self._engine.do(decision, ask.now_s)
+            if lease is None:
+                break
+            leases.append(lease)
+        if not leases:
+            return None
+        payloads = [self._engine.payloads.payload(item.rollout.rollout_id) for item in leases]
+        frames = [frame for _, arrays in payloads for frame in arrays]
+        return Answer(messages.RolloutLeases(leases=tuple(leases)), frames)
+
+    def _submit_verdict(self, ask: Ask[messages.SubmitVerdict]) -> Answer:
+        message = ask.message
+        decision = verdict_rules.submit_verdict(
+            self._ledger, message.rollout_id, message.verify_attempt, message.verdict
+        )
+        return Answer(messages.Ack(outcome=self._engine.do(decision, ask.now_s)))
+
+    # --- consumption ------------------------------------------------------------------------------
+
+    def _pull_groups(self, ask: Ask[messages.PullGroups]) -> Answer | None:
+        self._refuse_ended()
+        message = ask.message
+        pull = Pull(message.policy_step, message.max_groups, message.held)
+        groups = self._engine.do(step_rules.hand_over(self._ledger, pull), ask.now_s)
+        if groups is not None:
+            return Answer(groups)
+        return Answer(messages.Groups(exhausted=True)) if self._is_exhausted() else None
+
+    def _is_exhausted(self) -> bool:
+        """Whether no group will ever come again."""
+        if self._ledger.num_outstanding:
+            return False
+        return self._source.prompt_at(self._ledger.state.next_group_id) is None
+
+    def _describe_groups(self, ask: Ask[messages.DescribeGroups]) -> Answer:
+        groups = step_rules.describe_groups(self._ledger, ask.message.group_ids)
+        return Answer(messages.Groups(groups=groups))
+
+    def _fetch_rollouts(self, ask: Ask[messages.FetchRollouts]) -> Answer:
+        headers: list[RolloutHeader] = []
+        frames: list[Buffer] = []
+        for rollout_id in ask.message.rollout_ids:
+            try:
+                header, arrays = self._engine.payloads.payload(rollout_id)
+            except KeyError:
+                raise RefusedError("gone", f"no arrays of {rollout_id} are kept") from None
+            headers.append(header)
+            frames.extend(arrays)
+        return Answer(messages.Rollouts(rollouts=tuple(headers)), frames)
+
+    def _commit_step(self, ask: Ask[messages.CommitStep]) -> Answer:
+        self._engine.do(step_rules.commit_step(self._ledger, ask.message), ask.now_s)
+        return Answer(messages.Ack())
+
+    def _commit_checkpoint(self, ask: Ask[messages.CommitCheckpoint]) -> Answer:
+        decision = step_rules.commit_checkpoint(self._ledger, ask.message.policy_step)
+        self._engine.do(decision, ask.now_s)
+        return Answer(messages.Ack())
+
+    def _resume_learner(self, ask: Ask[messages.ResumeLearner]) -> Answer:
+        self._engine.do(resume_rules.resume(self._ledger, ask.message), ask.now_s)
+        self._ended = False
+        return Answer(messages.Ack())
+
+    def _evict_groups(self, ask: Ask[messages.EvictGroups]) -> Answer:
+        decision = step_rules.evict_groups(self._ledger, ask.message.group_ids, ask.message.reason)
+        self._engine.do(decision, ask.now_s)
+        return Answer(messages.Ack())
+
+    def _end_run(self, ask: Ask[messages.EndRun]) -> Answer:
+        self._engine.do(step_rules.end_run(self._ledger), ask.now_s)
+        self._ended = True
+        return Answer(messages.Ack())
+
+    def _refuse_ended(self) -> None:
+        """A run that ended under this process is over; one found sealed waits to be resumed."""
+        if self._ended:
+            raise RefusedError("sealed", "the run has ended")
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def _publish_weights(self, ask: Ask[messages.PublishWeights]) -> Answer:
+        manifest = bytes(ask.frames[0])
+        decision = step_rules.announce(self._ledger, ask.message, manifest)
+        self._engine.do(decision, ask.now_s)
+        return Answer(messages.Ack())
+
+    def _watch_weights(self, ask: Ask[messages.WatchWeights]) -> Answer | None:
+        state = self._ledger.state
+        if state.announcement is None or state.announcement.version == ask.message.known:
+            return None
+        return Answer(messages.WeightNotice(announcement=state.announcement), [state.manifest])
+
+    def _report_weights(self, ask: Ask[messages.ReportWeights]) -> Answer:
+        if ask.message.proven:
+            self._fleet.set_serving(ask.client, ask.message.version)
+        self._engine.do(step_rules.report_weights(ask.message), ask.now_s)
+        return Answer(messages.Ack())
+
+    # --- watching ---------------------------------------------------------------------------------
+
+    def _get_fleet(self, ask: Ask[messages.GetFleet]) -> Answer:
+        return Answer(messages.Fleet(members=self._fleet.members(ask.now_s)))
+
+    def _get_status(self, ask: Ask[messages.GetStatus]) -> Answer:
+        return Answer(run_status(self._ledger, self._identity.run_id, self.num_parked))
+
+
+def content_hash(header: RolloutHeader, frames: Sequence[Buffer]) -> str:
+    """Hash of a whole rollout: tells a resend from another content under the same id."""
+    digest = blake2b(pack(header), digest_size=16)
+    for frame in frames:
+        digest.update(frame)
+    return digest.hexdigest()
+
+
+def empty_answer(request: Request) -> Answer:
+    """What a request gets whose wait ran out."""
+    return Answer(_EMPTY[type(request)])
+
+
+_EMPTY: dict[type[Request], Reply] = {
+    messages.LeasePrompts: messages.PromptLeases(),
+    messages.LeaseRollouts: messages.RolloutLeases(),
+    messages.PullGroups: messages.Groups(),
+    messages.WatchWeights: messages.WeightNotice(),
+}
+_HANDLERS: dict[type[Request], Callable[[Handlers, Ask[Any]], Answer | None]] = {
+    messages.Register: lambda handlers, ask: handlers.register(ask.message, ask.now_s),
+    messages.Heartbeat: Handlers._heartbeat,
+    messages.LeasePrompts: Handlers._lease_prompts,
+    messages.SubmitRollout: Handlers._submit_rollout,
+    messages.ReturnLease: Handlers._return_lease,
+    messages.LeaseRollouts: Handlers._lease_rollouts,
+    messages.SubmitVerdict: Handlers._submit_verdict,
+    messages.PullGroups: Handlers._pull_groups,
+    messages.DescribeGroups: Handlers._describe_groups,
+    messages.FetchRollouts: Handlers._fetch_rollouts,
+    messages.CommitStep: Handlers._commit_step,
+    messages.CommitCheckpoint: Handlers._commit_checkpoint,
+    messages.ResumeLearner: Handlers._resume_learner,
+    messages.EvictGroups: Handlers._evict_groups,
+    messages.EndRun: Handlers._end_run,
+    messages.PublishWeights: Handlers._publish_weights,
+    messages.WatchWeights: Handlers._watch_weights,
+    messages.ReportWeights: Handlers._report_weights,
+    messages.GetFleet: Handlers._get_fleet,
+    messages.GetStatus: Handlers._get_status,
+}

@@ -1,0 +1,142 @@
+"""Decisions about a learner that starts again. Pure: read the ledger, return events.
+
+A learner starts from a checkpoint and replays the step records that follow it. Where it cannot
+reproduce what it had published it forks: the groups of the lost steps wait again, tokens of the
+lost branch grow older, and those that can meet no deadline any more are evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from broker import events
+from broker.admission import Window, choose_evictions
+from broker.events import AnyEvent
+from broker.groups import GroupRecord, Place
+from broker.ledger import Ledger
+from broker.ledger_state import Decision
+from broker.timeline import Timeline
+from common.errors import RefusedError
+from common.messages import ResumeLearner
+from common.types import EvictReason
+
+
+def resume(ledger: Ledger, message: ResumeLearner) -> Decision[None]:
+    """A learner starts at a checkpoint; see :class:`common.messages.ResumeLearner`.
+
+    Raises :class:`RefusedError` when it would need groups that have ended.
+    """
+    _check_resume(ledger, message)
+    held = [group.group_id for group in ledger.groups.values() if group.place is not Place.OPEN]
+    resumed = events.Resumed(
+        incarnation=message.incarnation,
+        checkpoint_step=message.policy_step,
+        policy_step=message.policy_step,
+        forked=message.forked,
+    )
+    stepped = [
+        events.Stepped(policy_step=batch.policy_step, group_ids=batch.group_ids)
+        for batch in message.stepped
+    ]
+    timeline = ledger.state.timeline
+    if message.forked:
+        timeline = timeline.forked(message.incarnation, message.policy_step)
+    listed = {group_id for batch in message.stepped for group_id in batch.group_ids}
+    returned = [group_id for group_id in held if group_id not in listed]
+    stale = evict_stale(
+        ledger, message.policy_step + len(stepped), returned, timeline, excluded=listed
+    )
+    trained = _trained_before(ledger, message)
+    return Decision((*trained, *put_back(held), resumed, *stepped, *stale), None)
+
+
+def _trained_before(ledger: Ledger, message: ResumeLearner) -> tuple[AnyEvent, ...]:
+    """The checkpoint that a learner starts from is committed, whether or not it could say so."""
+    if message.policy_step <= ledger.state.checkpoint_step:
+        return ()
+    return (events.Trained(policy_step=message.policy_step),)
+
+
+def _check_resume(ledger: Ledger, message: ResumeLearner) -> None:
+    state = ledger.state
+    if message.incarnation < state.timeline.incarnation + message.forked:
+        raise RefusedError(
+            "stale_incarnation",
+            f"incarnation {state.timeline.incarnation} is known, so {message.incarnation} "
+            f"cannot be {'a new' if message.forked else 'the current'} one",
+        )
+    if message.policy_step < state.checkpoint_step and not message.forked:
+        raise RefusedError(
+            "trained",
+            f"the groups of steps {message.policy_step}..{state.checkpoint_step - 1} are trained "
+            f"(restore checkpoint {state.checkpoint_step}, or fork)",
+        )
+    steps = [batch.policy_step for batch in message.stepped]
+    first = message.policy_step
+    if steps != list(range(first, first + len(steps))):
+        raise RefusedError("malformed", f"step records must follow step {first}, got {steps}")
+    _check_replayable(ledger, [g for batch in message.stepped for g in batch.group_ids])
+
+
+def _check_replayable(ledger: Ledger, group_ids: Sequence[int]) -> None:
+    if len(set(group_ids)) != len(group_ids):
+        raise RefusedError("malformed", "a group is in two step records")
+    for group_id in group_ids:
+        group = ledger.groups.get(group_id)
+        if group is None or not group.is_verified:
+            raise RefusedError(
+                "gone", f"group {group_id} cannot be replayed: it has ended (resume with a fork)"
+            )
+
+
+def put_back(group_ids: Sequence[int]) -> tuple[AnyEvent, ...]:
+    """The event that takes groups from the consumer, if there are any."""
+    return (events.PutBack(group_ids=tuple(group_ids)),) if group_ids else ()
+
+
+def evict_stale(
+    ledger: Ledger,
+    policy_step: int,
+    returned: Iterable[int],
+    timeline: Timeline,
+    excluded: Iterable[int] = (),
+) -> tuple[AnyEvent, ...]:
+    """Restore the admission invariant for the batch ``policy_step`` under ``timeline``.
+
+    ``returned`` are groups that the consumer no longer holds, ``excluded`` open ones that it will.
+    """
+    if not ledger.is_train:
+        return ()
+    taken = set(excluded)
+    back = set(returned)
+    groups = [
+        group
+        for group in ledger.groups.values()
+        if (group.place is Place.OPEN or group.group_id in back) and group.group_id not in taken
+    ]
+    deadlines = {g.group_id: _deadline_under(ledger, g, timeline, policy_step) for g in groups}
+    window = Window(policy_step, ledger.rules.groups_per_step, 0, {})
+    progress = {group.group_id: group.num_finished for group in groups}
+    stale = choose_evictions(deadlines, progress, window)
+    moved = [g for g in groups if deadlines[g.group_id] != g.deadline_step]
+    restamped = [
+        events.Restamped(group_id=g.group_id, deadline_step=deadlines[g.group_id])
+        for g in moved
+        if g.group_id not in set(stale)
+    ]
+    evicted = events.Evicted(group_ids=tuple(stale), reason=EvictReason.STALE)
+    return (*restamped, evicted) if stale else tuple(restamped)
+
+
+def _deadline_under(
+    ledger: Ledger, group: GroupRecord, timeline: Timeline, policy_step: int
+) -> int:
+    """The group's deadline once ``timeline`` is current; a group without tokens starts afresh."""
+    if timeline == ledger.state.timeline:
+        return group.deadline_step
+    versions = list(group.sampling_versions())
+    if not versions:
+        return max(group.deadline_step, policy_step)
+    return min(
+        group.deadline_step, *(ledger.deadline_under(timeline, version) for version in versions)
+    )

@@ -1,0 +1,217 @@
+"""Decisions about batches, checkpoints and weights. Pure: read the ledger, return events.
+
+A group is *handed over* to the batch being computed, *stepped* once that batch has a durable step
+record, and *trained* once a checkpoint covers the step. A collector has no checkpoints: what it
+commits is trained at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from broker import events
+from broker.admission import may_hand_over
+from broker.events import AnyEvent, Counter
+from broker.groups import GroupRecord, Place
+from broker.ledger import Ledger
+from broker.ledger_state import Decision
+from broker.resume_rules import evict_stale, put_back
+from common.errors import RefusedError
+from common.messages import (
+    CommitStep,
+    Groups,
+    PublishWeights,
+    ReportWeights,
+)
+from common.types import EvictReason, VerifiedGroup
+
+# --- handing over ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A consumer's wish for groups; ``held`` are those it has, or None if it does not say."""
+
+    policy_step: int
+    max_groups: int
+    held: tuple[int, ...] | None = None
+
+
+def hand_over(ledger: Ledger, pull: Pull) -> Decision[Groups | None]:
+    """Groups for the batch computed at ``pull.policy_step``, or None when there are none yet.
+
+    Groups that were handed over but whose reply the consumer never saw come first. Raises
+    :class:`RefusedError` when the ledger computes another step.
+    """
+    if ledger.is_train:
+        _check_step(ledger, pull.policy_step)
+    again = _lost_in_reply(ledger, pull)[: pull.max_groups]
+    fresh = _next_verified(ledger, pull.max_groups - len(again))
+    decided: list[AnyEvent] = []
+    if fresh:
+        decided.append(events.HandedOver(group_ids=fresh, policy_step=pull.policy_step))
+    groups = tuple(ledger.groups[group_id].verified_group() for group_id in (*again, *fresh))
+    return Decision(tuple(decided), Groups(groups=groups) if groups else None)
+
+
+def _next_verified(ledger: Ledger, max_groups: int) -> tuple[int, ...]:
+    """Verified groups, earliest deadline first, that may go without endangering another."""
+    counts = dict(ledger.index.num_by_deadline)
+    window = replace(ledger.window(), num_by_deadline=counts)
+    taken: list[int] = []
+    for group_id in ledger.index.verified:
+        deadline_step = ledger.groups[group_id].deadline_step
+        blocked = ledger.is_train and not may_hand_over(window, deadline_step)
+        if len(taken) >= max_groups or blocked:
+            break
+        taken.append(group_id)
+        counts[deadline_step] -= 1
+        window = replace(window, num_handed_over=window.num_handed_over + 1)
+    return tuple(taken)
+
+
+def _lost_in_reply(ledger: Ledger, pull: Pull) -> list[int]:
+    """Groups handed over that the consumer does not have.
+
+    A learner that does not say what it holds asks for all that its batch still lacks; if that is
+    more than the ledger knows to be lacking, the newest groups handed over were lost. A collector
+    commits what it has before it asks for more, so it has lost whatever is still handed over.
+    """
+    handed_over = ledger.state.handed_over
+    if pull.held is not None:
+        held = set(pull.held)
+        return [group_id for group_id in handed_over if group_id not in held]
+    if not ledger.is_train:
+        return handed_over
+    lacking = ledger.rules.groups_per_step - len(handed_over)
+    num_lost = min(max(pull.max_groups - lacking, 0), len(handed_over))
+    return handed_over[len(handed_over) - num_lost :]
+
+
+def describe_groups(ledger: Ledger, group_ids: Sequence[int]) -> tuple[VerifiedGroup, ...]:
+    """Groups that the consumer holds, again; raises :class:`RefusedError` for any other."""
+    return tuple(_held_by_consumer(ledger, group_id).verified_group() for group_id in group_ids)
+
+
+def _held_by_consumer(ledger: Ledger, group_id: int) -> GroupRecord:
+    group = ledger.groups.get(group_id)
+    if group is None:
+        raise RefusedError("gone", f"group {group_id} is trained, evicted or was never admitted")
+    if group.place is Place.OPEN:
+        raise RefusedError("not_handed_over", f"group {group_id} is not held by the consumer")
+    return group
+
+
+def _check_step(ledger: Ledger, policy_step: int) -> None:
+    if policy_step != ledger.state.policy_step:
+        raise RefusedError(
+            "wrong_step",
+            f"the batch being computed is {ledger.state.policy_step}, not {policy_step}",
+        )
+
+
+# --- committing -----------------------------------------------------------------------------------
+
+
+def commit_step(ledger: Ledger, commit: CommitStep) -> Decision[None]:
+    """The groups of a batch are stepped (trained at once in a collect run); repeatable."""
+    if not ledger.is_train:
+        return _commit_collected(ledger, commit.group_ids)
+    state = ledger.state
+    if commit.incarnation != state.timeline.incarnation:
+        raise RefusedError(
+            "stale_incarnation",
+            f"the learner's incarnation is {state.timeline.incarnation}, not {commit.incarnation}",
+        )
+    if commit.policy_step < state.policy_step:
+        return _commit_again(ledger, commit)
+    _check_step(ledger, commit.policy_step)
+    for group_id in commit.group_ids:
+        _held_by_consumer(ledger, group_id)
+    stepped = events.Stepped(policy_step=commit.policy_step, group_ids=commit.group_ids)
+    left = [group for group in state.handed_over if group not in set(commit.group_ids)]
+    back = put_back(left)
+    stale = evict_stale(ledger, commit.policy_step + 1, left, state.timeline)
+    return Decision((*back, stepped, *stale), None)
+
+
+def _commit_again(ledger: Ledger, commit: CommitStep) -> Decision[None]:
+    known = ledger.state.stepped.get(commit.policy_step)
+    if known is not None and set(known) != set(commit.group_ids):
+        raise RefusedError(
+            "other_groups", f"step {commit.policy_step} was committed with other groups"
+        )
+    return Decision((), None)
+
+
+def _commit_collected(ledger: Ledger, group_ids: Sequence[int]) -> Decision[None]:
+    live = tuple(group_id for group_id in group_ids if group_id in ledger.groups)
+    for group_id in live:
+        _held_by_consumer(ledger, group_id)
+    return Decision((events.Collected(group_ids=live),) if live else (), None)
+
+
+def commit_checkpoint(ledger: Ledger, policy_step: int) -> Decision[None]:
+    """Groups of the batches before ``policy_step`` are trained; repeatable."""
+    if policy_step > ledger.state.policy_step:
+        raise RefusedError(
+            "wrong_step",
+            f"step {policy_step - 1} is not committed, the next is {ledger.state.policy_step}",
+        )
+    if not ledger.is_train or policy_step <= ledger.state.checkpoint_step:
+        return Decision((), None)
+    return Decision((events.Trained(policy_step=policy_step),), None)
+
+
+# --- leaving, ending, weights ---------------------------------------------------------------------
+
+
+def evict_groups(ledger: Ledger, group_ids: Sequence[int], reason: EvictReason) -> Decision[None]:
+    """Drop groups that are not part of a durable step; those that have ended stay as they are."""
+    live = [ledger.groups[group_id] for group_id in group_ids if group_id in ledger.groups]
+    for group in live:
+        if group.place is Place.STEPPED:
+            raise RefusedError("stepped", f"group {group.group_id} is part of a step record")
+    if not live:
+        return Decision((), None)
+    gone = tuple(dict.fromkeys(group.group_id for group in live))
+    return Decision((events.Evicted(group_ids=gone, reason=reason),), None)
+
+
+def end_run(ledger: Ledger) -> Decision[None]:
+    """Evict what is in flight and seal; repeatable."""
+    if ledger.state.sealed:
+        return Decision((), None)
+    decided: list[AnyEvent] = []
+    if ledger.groups:
+        live = tuple(ledger.groups)
+        decided.append(events.Evicted(group_ids=live, reason=EvictReason.RUN_END))
+    return Decision((*decided, events.Sealed()), None)
+
+
+def start_collector(ledger: Ledger, nonce: str) -> Decision[None]:
+    """A collector registers: a new process gets again what the old one held."""
+    if nonce == ledger.state.collector_nonce:
+        return Decision((), None)
+    started = events.CollectorStarted(nonce=nonce)
+    return Decision((started, *put_back(ledger.state.handed_over)), None)
+
+
+def announce(ledger: Ledger, message: PublishWeights, manifest: bytes) -> Decision[None]:
+    """Remember the newest weights; raises :class:`RefusedError` for those of a lost branch."""
+    current = ledger.state.timeline.incarnation
+    if message.version.incarnation != current:
+        raise RefusedError(
+            "stale_incarnation",
+            f"version {message.version} is not of incarnation {current}",
+        )
+    if (message, manifest) == (ledger.state.announcement, ledger.state.manifest):
+        return Decision((), None)
+    return Decision((events.Announced(announcement=message, manifest=manifest),), None)
+
+
+def report_weights(message: ReportWeights) -> Decision[None]:
+    """Count a proof, or a failed one."""
+    what = Counter.WEIGHT_SYNC if message.proven else Counter.WEIGHT_PROOF_FAILED
+    return Decision((events.Counted(what=what),), None)

@@ -1,0 +1,81 @@
+"""``headrace task``: write the prompts or the cold-start corpus of a generated task."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from broker.prompt_source import find_task, prompt_of
+from broker.tasks import CORPORA, GENERATORS, HELD_OUT
+from common.errors import FatalError
+from common.files import write_atomically
+from common.types import Prompt
+
+
+@click.command("task")
+@click.argument("name")
+@click.option("--split", type=click.Choice(["train", "held-out"]), default="train")
+@click.option("--count", type=click.IntRange(min=1), required=True, help="Lines to write.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--kind", type=click.Choice(["prompts", "corpus"]), default="prompts")
+@click.option(
+    "--long-share",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.3,
+    show_default=True,
+    help="Share of corpus traces that write every step down.",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
+def task(
+    name: str, split: str, count: int, seed: int, kind: str, long_share: float, out: Path
+) -> None:
+    """Write COUNT prompts, or the cold-start corpus, of the task NAME as JSON Lines."""
+    known = find_task(name)
+    if kind == "corpus" and split == "held-out":
+        raise click.UsageError(
+            "--kind corpus with --split held-out would train on the evaluation set "
+            "(use --split train)"
+        )
+    if kind == "corpus":
+        lines = corpus_lines(known, seed=seed, count=count, long_share=long_share)
+    else:
+        lines = prompt_lines(known, split=split, seed=seed, count=count)
+    _write(out, lines)
+    sys.stdout.write(f"{count} {kind} of {known} in {out}\n")
+
+
+def prompt_lines(name: str, *, split: str, seed: int, count: int) -> Iterator[str]:
+    """Prompts in the format that ``prompts.file`` reads."""
+    if split == "held-out":
+        problems = HELD_OUT[name](seed, count)
+    else:
+        problems = [GENERATORS[name](seed, index) for index in range(count)]
+    return (_prompt_line(prompt_of(problem)) for problem in problems)
+
+
+def corpus_lines(name: str, *, seed: int, count: int, long_share: float) -> Iterator[str]:
+    """Pairs in the format that ``sft.corpus`` reads."""
+    pairs = CORPORA[name](seed, count, long_share)
+    return (
+        json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in pairs
+    )
+
+
+def _prompt_line(prompt: Prompt) -> str:
+    record = {"prompt_id": prompt.prompt_id, "prompt": prompt.text, "task": prompt.task}
+    return json.dumps({**record, **json.loads(prompt.reference_json)})
+
+
+def _write(path: Path, lines: Iterator[str]) -> None:
+    data = "".join(f"{line}\n" for line in lines).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise FatalError(
+            f"--out {path}: cannot be written: {error.strerror} (choose another file)"
+        ) from None

@@ -1,0 +1,95 @@
+"""``headrace check CONFIG``: everything that can be known to be wrong before a process starts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from common.config import Config
+from common.config_loader import load_config, to_toml
+from common.errors import FatalError, ModelDirectoryError, PromptFileError
+
+_MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
+
+
+@click.command("check")
+@click.argument("config_path", metavar="CONFIG", type=click.Path(path_type=Path))
+def check(config_path: Path) -> None:
+    """Validate CONFIG, print it with all defaults filled in and the numbers that follow from it.
+
+    The derived numbers are TOML comments: the output is itself a run file.
+    """
+    from deploy.derived_numbers import derived_numbers
+
+    config = load_config(config_path)
+    problems = input_problems(config)
+    num_parameters = None if problems else read_num_parameters(Path(config.model.path))
+    click.echo(to_toml(config))
+    click.echo("# What follows from it:")
+    for number in derived_numbers(config, num_parameters):
+        click.echo(f"#   {number.name}: {number.value} ({number.why})")
+    for problem in problems:
+        click.echo(f"headrace: {config_path}: {problem}", err=True)
+    sys.exit(1 if problems else 0)
+
+
+def check_inputs(config: Config) -> None:
+    """Raise a :class:`FatalError` when the model or the prompts of ``config`` are not there."""
+    for problem in input_problems(config):
+        raise problem
+
+
+def input_problems(config: Config) -> list[FatalError]:
+    """What is missing on disk, one error each."""
+    problems: list[FatalError] = []
+    model = Path(config.model.path)
+    missing = [name for name in ("config.json", "tokenizer.json") if not (model / name).is_file()]
+    if not model.is_dir():
+        problems.append(
+            ModelDirectoryError(
+                f"model.path: no such directory: {model} "
+                "(give a Hugging Face model directory; headrace tiny-model makes a small one)"
+            )
+        )
+    elif missing or not any(model.glob("*.safetensors")):
+        lacks = ", ".join(missing or ["*.safetensors"])
+        problems.append(
+            ModelDirectoryError(
+                f"model.path: {model} lacks {lacks} (save the model with save_pretrained, "
+                "the tokenizer as a fast one)"
+            )
+        )
+    prompts = Path(config.prompts.file)
+    if config.prompts.file and not prompts.is_file():
+        problems.append(
+            PromptFileError(
+                f"prompts.file: no such file: {prompts} "
+                "(give JSON Lines with prompt_id, prompt and task)"
+            )
+        )
+    return problems
+
+
+def read_num_parameters(model: Path) -> int | None:
+    """Parameters of the model at ``model`` by its safetensors; None if unreadable."""
+    from deploy.derived_numbers import count_parameters
+
+    try:
+        return sum(count_parameters(_safetensors_header(f)) for f in model.glob("*.safetensors"))
+    except (OSError, ValueError):
+        return None
+
+
+def _safetensors_header(file: Path) -> dict[str, object]:
+    """The JSON header that starts a safetensors file, after its length in 8 bytes."""
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > _MAX_SAFETENSORS_HEADER_BYTES:
+            raise ValueError(f"{file}: header of {length} bytes")
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"{file}: the header is no object")
+    return header

@@ -1,0 +1,105 @@
+"""Which processes a run file asks for, and how each is started: pure, nothing runs here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.config import Config
+from deploy.child_process import ProcessSpec, tied_to_parent
+
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""No calls home and no noise, whatever a role loads."""
+
+
+def headrace_argv(*arguments: str) -> tuple[str, ...]:
+    """The command line of one ``headrace`` command, by this very interpreter."""
+    return (sys.executable, "-m", "common.cli", *arguments)
+
+
+def role_environment(num_threads: int) -> dict[str, str]:
+    """Environment of a role: roles share cores, so each gets exactly its threads."""
+    return {**_QUIET, "OMP_NUM_THREADS": str(num_threads)}
+
+
+def process_specs(config: Config, config_path: Path, *, master_port: int) -> list[ProcessSpec]:
+    """All processes of a local run, the broker first and the consumer last."""
+    path = str(config_path)
+    specs = [_role("broker", "broker", path)]
+    specs += [
+        _role("verifier", f"verifier-{index}", path) for index in range(config.verifier.count)
+    ]
+    specs += [
+        _role("actor", f"actor-{index}", path, num_threads=config.actor.num_threads)
+        for index in range(config.actor.count)
+    ]
+    if config.run.kind == "collect":
+        return [*specs, _role("collector", "collector", path, is_consumer=True)]
+    return [*specs, learner_spec(config, config_path, master_port=master_port)]
+
+
+def learner_spec(config: Config, config_path: Path, *, master_port: int) -> ProcessSpec:
+    """The learner: ranks under torchrun; a single rank gets the environment torchrun would set.
+
+    torchrun's agent imports torch a second time and hides how a rank ended: one rank goes without.
+    Ranks are tied to the agent from their first instruction on, not only once they have imported.
+    """
+    num_ranks = config.learner.num_ranks
+    arguments = ("learner", str(config_path), "--name", "learner")
+    environment = role_environment(config.learner.num_threads)
+    if num_ranks == 1:
+        return ProcessSpec(
+            name="learner",
+            role="learner",
+            argv=headrace_argv(*arguments),
+            env={**environment, **_single_rank_environment(master_port)},
+            is_consumer=True,
+        )
+    torchrun = (
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", "1", "--nproc-per-node", str(num_ranks)),
+        *("--master-addr", "127.0.0.1", "--master-port", str(master_port)),
+        "--no-python",
+    )
+    return ProcessSpec(
+        name="learner",
+        role="learner",
+        argv=(*torchrun, *tied_to_parent(headrace_argv(*arguments))),
+        env=environment,
+        is_consumer=True,
+        runs_under_torchrun=True,
+    )
+
+
+def _single_rank_environment(master_port: int) -> Mapping[str, str]:
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(master_port),
+    }
+
+
+def _role(
+    role: str,
+    name: str,
+    config_path: str,
+    *,
+    num_threads: int = 1,
+    is_consumer: bool = False,
+) -> ProcessSpec:
+    return ProcessSpec(
+        name=name,
+        role=role,
+        argv=headrace_argv(role, config_path, "--name", name),
+        env=role_environment(num_threads),
+        is_consumer=is_consumer,
+    )

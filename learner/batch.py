@@ -1,0 +1,156 @@
+"""Packed microbatches: documents side by side in rows, with no attention across their borders.
+
+What the loss needs is flat, one entry a completion token [T]: no padding to mask out, and the head
+computes nothing for prompts. ``positions[t]`` is the place in the flattened [R * L] rows whose
+hidden state predicts ``target_ids[t]``, so targets are shifted by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.types import RolloutId
+from learner.layout import MicrobatchLayout
+
+Int64Array = npt.NDArray[np.int64]
+PADDING_ID = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One prompt with its completion, as the learner trains on it."""
+
+    prompt_token_ids: npt.NDArray[np.integer]
+    """[P], P >= 1: the first completion token needs something to be predicted from."""
+    completion_token_ids: npt.NDArray[np.integer]
+    """[L], L >= 1."""
+    behavior_logprobs: npt.NDArray[np.float32]
+    """[L] nats, of the policy that sampled."""
+    advantage: float = 1.0
+    """Of every token of the completion."""
+    weight: float = 1.0
+    """Factor of every token in the unnormalised sum."""
+    on_policy: bool = True
+    """True when every token was sampled by the weights that are trained now."""
+
+    @property
+    def length(self) -> int:
+        """P + L."""
+        return len(self.prompt_token_ids) + len(self.completion_token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """Tensors of one forward-backward: R rows of L places, T completion tokens."""
+
+    input_ids: Tensor
+    """int64 [R, L]."""
+    position_ids: Tensor
+    """int64 [R, L], from 0 in every document."""
+    attention_mask: Tensor | None
+    """bool [R, 1, L, L], True where a place may look; None means plain causal rows."""
+    positions: Tensor
+    """int64 [T], into the flattened rows: the place before each completion token."""
+    target_ids: Tensor
+    """int64 [T], the completion tokens."""
+    behavior_logprobs: Tensor
+    """float32 [T] nats."""
+    advantages: Tensor
+    """float32 [T]."""
+    weights: Tensor
+    """float32 [T]: factor of each token in the unnormalised sum."""
+    on_policy: Tensor
+    """bool [T]: sampled by the weights that are trained now."""
+
+    def to(self, device: torch.device) -> Microbatch:
+        """The same microbatch on ``device``."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
+        return replace(self, **moved)
+
+
+def build_microbatch(
+    layout: MicrobatchLayout, documents: Mapping[RolloutId, Document]
+) -> Microbatch:
+    """Tensors for ``layout``; every rollout that it names must be in ``documents``."""
+    rows = [[documents[rollout_id] for rollout_id in row] for row in layout.rows]
+    return pack(rows, layout.row_length)
+
+
+def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
+    """Lay ``rows`` of documents out side by side; raises ``ValueError`` where a row overflows."""
+    shape = (len(rows), row_length)
+    input_ids = np.full(shape, PADDING_ID, dtype=np.int64)
+    position_ids = np.tile(np.arange(row_length, dtype=np.int64), (len(rows), 1))
+    document_ids = np.full(shape, -1, dtype=np.int64)
+    positions: list[Int64Array] = []
+    for row, documents in enumerate(rows):
+        start = 0
+        for number, document in enumerate(documents):
+            end = start + document.length
+            if end > row_length:
+                raise ValueError(f"documents of {end} tokens do not fit a row of {row_length}")
+            border = start + len(document.prompt_token_ids)
+            input_ids[row, start:border] = document.prompt_token_ids
+            input_ids[row, border:end] = document.completion_token_ids
+            position_ids[row, start:end] = np.arange(document.length)
+            document_ids[row, start:end] = number
+            positions.append(row * row_length + np.arange(border - 1, end - 1, dtype=np.int64))
+            start = end
+    flat = [document for documents in rows for document in documents]
+    packed = any(len(documents) > 1 for documents in rows)
+    return Microbatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        attention_mask=block_causal_mask(torch.from_numpy(document_ids)) if packed else None,
+        positions=torch.from_numpy(np.concatenate(positions)),
+        target_ids=_joined([document.completion_token_ids for document in flat], np.int64),
+        behavior_logprobs=_joined([document.behavior_logprobs for document in flat], np.float32),
+        advantages=_per_token(flat, [document.advantage for document in flat], np.float32),
+        weights=_per_token(flat, [document.weight for document in flat], np.float32),
+        on_policy=_per_token(flat, [document.on_policy for document in flat], np.bool_),
+    )
+
+
+def empty_microbatch() -> Microbatch:
+    """A forward-backward of weight 0, for a rank that has less work than the others."""
+    token = np.array([PADDING_ID])
+    document = Document(
+        prompt_token_ids=token,
+        completion_token_ids=token,
+        behavior_logprobs=np.zeros(1, dtype=np.float32),
+        advantage=0.0,
+        weight=0.0,
+        on_policy=False,
+    )
+    return pack([[document]], document.length)
+
+
+def block_causal_mask(document_ids: Tensor) -> Tensor:
+    """bool [R, 1, L, L] from document ids [R, L]: look back, inside the own document only.
+
+    Padding shares one id of its own: a place that may look nowhere would turn into NaN.
+    """
+    same = document_ids.unsqueeze(-1) == document_ids.unsqueeze(-2)
+    return same.tril_().unsqueeze(1)
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.concatenate([array.astype(dtype) for array in arrays]))
+
+
+def _per_token(
+    documents: Sequence[Document], values: Sequence[float], dtype: type[np.generic]
+) -> Tensor:
+    lengths = [len(document.completion_token_ids) for document in documents]
+    return torch.from_numpy(np.repeat(np.asarray(values, dtype=dtype), lengths))

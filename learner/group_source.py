@@ -1,0 +1,289 @@
+"""Verified groups on their way from the broker to every rank (hop: broker -> learner).
+
+Rank 0 pulls, screens and plans; the plan goes to all ranks as bytes; each rank then fetches the
+payloads of its own share. Rank 0 speaks at least every ``PULL_WAIT_S``, so that no other rank waits
+in a collective without a sign of life.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from common.arrays import RolloutArrays, arrays_from_frames
+from common.codec import Buffer, Decoded, pack, unpack
+from common.config import Config
+from common.errors import DataError, FatalError, RefusedError
+from common.messages import (
+    DescribeGroups,
+    EvictGroups,
+    FetchRollouts,
+    Groups,
+    PullGroups,
+    Request,
+    Rollouts,
+)
+from common.types import EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
+from learner.batch import Document
+from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
+from learner.lineage import Lineage
+from learner.loss import token_weight
+from learner.mesh import Mesh
+from learner.screening import Screen, has_foreign_tokens
+
+PULL_WAIT_S = 2.0
+ENDED_GROUPS = frozenset({"gone", "trained", "not_handed_over"})
+"""Refusals that say: the groups of a recorded step can no longer be had."""
+_FETCH_ROLLOUTS = 512  # rollouts of one request: keeps replies far below the message cap
+
+
+class BrokerClient(Protocol):
+    """What the learner needs of :class:`common.transport.SyncChannel`."""
+
+    def request(
+        self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
+    ) -> Decoded:
+        """Send ``message`` and return the reply."""
+        ...
+
+
+class StopSignal(Protocol):
+    """What the learner needs of :class:`common.lifecycle.StopFlag`."""
+
+    def is_set(self) -> bool:
+        """True once the process was asked to stop."""
+        ...
+
+
+class Ending(enum.Enum):
+    """Why no further groups will come."""
+
+    COMPLETED = "completed"
+    EXHAUSTED = "exhausted"
+    STOPPED = "stopped"
+
+
+class Accumulate(Record, frozen=True, tag=True):
+    """All ranks: compute this."""
+
+    layout: ChunkLayout
+    rollouts: tuple[PlannedRollout, ...]
+
+
+class Idle(Record, frozen=True, tag=True):
+    """All ranks: nothing has come yet."""
+
+
+class Finish(Record, frozen=True, tag=True):
+    """All ranks: no further groups."""
+
+    ending: Ending
+
+
+Directive = Accumulate | Idle | Finish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Some groups of a training batch with what this rank computes of them."""
+
+    layout: ChunkLayout
+    """Of all ranks."""
+    rollouts: Mapping[RolloutId, PlannedRollout]
+    """Of all ranks."""
+    documents: Mapping[RolloutId, Document]
+    """Of this rank."""
+    groups: tuple[VerifiedGroup, ...] = field(default=())
+    """On rank 0 only."""
+
+    @property
+    def completion_lengths(self) -> list[int]:
+        """Completion tokens of every rollout in the layout, over all ranks."""
+        kept = frozenset(self.layout.group_ids)
+        return [
+            rollout.num_completion_tokens
+            for rollout_id, rollout in self.rollouts.items()
+            if rollout_id.group_id in kept
+        ]
+
+
+class GroupSource:
+    """The learner's end of the rollout stream; methods are collectives over all ranks."""
+
+    def __init__(
+        self, channel: BrokerClient, mesh: Mesh, config: Config, stop: StopSignal, vocab_size: int
+    ) -> None:
+        self._channel = channel
+        self._mesh = mesh
+        self._config = config
+        self._stop = stop
+        self._vocab_size = vocab_size
+
+    def next_chunk(
+        self, lineage: Lineage, policy_step: int, *, held: Sequence[int]
+    ) -> Chunk | Ending:
+        """Wait for groups of the batch at ``policy_step`` that already ``held`` others.
+
+        Returns what is there, at most what the batch lacks. Raises :class:`FatalError` when a group
+        breaks the lag bound.
+        """
+        screen = Screen(self._config, lineage, policy_step)
+        groups: tuple[VerifiedGroup, ...] = ()
+        while True:
+            directive: Directive = Idle()
+            if self._mesh.is_main:
+                directive, groups = self._pull(screen, held)
+            directive = self._share(directive)
+            if isinstance(directive, Finish):
+                return directive.ending
+            if isinstance(directive, Accumulate):
+                return self._fetch(directive, groups)
+
+    def replay_chunks(
+        self, lineage: Lineage, policy_step: int, layouts: Sequence[ChunkLayout]
+    ) -> Iterator[Chunk | None]:
+        """The chunks of a recorded step again; None where the broker no longer has a group."""
+        screen = Screen(self._config, lineage, policy_step)
+        for layout in layouts:
+            groups = self._describe(layout.group_ids) if self._mesh.is_main else ()
+            found = {group.group_id: group for group in groups}
+            directive: Directive = Finish(ending=Ending.EXHAUSTED)
+            if all(group_id in found for group_id in layout.group_ids):
+                groups = tuple(found[group_id] for group_id in layout.group_ids)
+                directive = Accumulate(layout=layout, rollouts=_plan_all(screen, groups))
+            directive = self._share(directive)
+            yield self._fetch(directive, groups) if isinstance(directive, Accumulate) else None
+
+    def evict(self, group_ids: Sequence[int], reason: EvictReason) -> None:
+        """Drop groups for ``reason``; only rank 0 tells the broker."""
+        if self._mesh.is_main and group_ids:
+            self._channel.request(EvictGroups(group_ids=tuple(group_ids), reason=reason))
+
+    def _pull(
+        self, screen: Screen, held: Sequence[int]
+    ) -> tuple[Directive, tuple[VerifiedGroup, ...]]:
+        if self._stop.is_set():
+            return Finish(ending=Ending.STOPPED), ()
+        lacking = self._config.learner.groups_per_step - len(held)
+        reply = self._channel.request(
+            PullGroups(
+                policy_step=screen.policy_step,
+                max_groups=lacking,
+                wait_s=PULL_WAIT_S,
+                held=tuple(held),
+            )
+        ).message
+        if not isinstance(reply, Groups):
+            raise FatalError(f"the broker answered PullGroups with {type(reply).__name__}")
+        groups = self._screened(screen, reply.groups)
+        if groups:
+            return self._planned(screen, groups), groups
+        if reply.exhausted and not reply.groups:
+            return Finish(ending=Ending.EXHAUSTED), ()
+        return Idle(), ()
+
+    def _screened(
+        self, screen: Screen, groups: Sequence[VerifiedGroup]
+    ) -> tuple[VerifiedGroup, ...]:
+        kept = []
+        for group in groups:
+            reason = screen.reason_to_evict(group)
+            if reason is None:
+                kept.append(group)
+            else:
+                self.evict([group.group_id], reason)
+        return tuple(kept)
+
+    def _planned(self, screen: Screen, groups: Sequence[VerifiedGroup]) -> Accumulate:
+        rollouts = _plan_all(screen, groups)
+        layout = plan_chunk(
+            [group.group_id for group in groups],
+            rollouts,
+            num_ranks=self._mesh.world_size,
+            row_tokens=self._config.learner.row_tokens,
+            microbatch_tokens=self._config.learner.microbatch_tokens,
+        )
+        return Accumulate(layout=layout, rollouts=rollouts)
+
+    def _share(self, directive: Directive) -> Directive:
+        if self._mesh.world_size == 1:
+            return directive
+        shared: Directive = unpack(self._mesh.broadcast(pack(directive)), Directive)
+        return shared
+
+    def _fetch(self, directive: Accumulate, groups: tuple[VerifiedGroup, ...]) -> Chunk:
+        """Payloads of this rank's share; groups with a bad payload on any rank are quarantined."""
+        planned = {rollout.rollout_id: rollout for rollout in directive.rollouts}
+        mine = directive.layout.ranks[self._mesh.rank]
+        wanted = [item for microbatch in mine for row in microbatch.rows for item in row]
+        documents, bad = self._documents(wanted, planned)
+        reports = self._mesh.gather(msgspec.json.encode(sorted(bad)))
+        dropped = {
+            item for report in reports for item in msgspec.json.decode(report, type=list[int])
+        }
+        self.evict(sorted(dropped), EvictReason.QUARANTINED)
+        return Chunk(
+            layout=directive.layout.without(dropped),
+            rollouts=planned,
+            documents=documents,
+            groups=tuple(group for group in groups if group.group_id not in dropped),
+        )
+
+    def _documents(
+        self, wanted: Sequence[RolloutId], planned: Mapping[RolloutId, PlannedRollout]
+    ) -> tuple[dict[RolloutId, Document], set[int]]:
+        aggregation = self._config.learner.loss.aggregation
+        documents: dict[RolloutId, Document] = {}
+        bad: set[int] = set()
+        for header, arrays in self._payloads(wanted):
+            rollout_id = header.rollout_id
+            if arrays is None or has_foreign_tokens(arrays, self._vocab_size):
+                bad.add(rollout_id.group_id)
+                continue
+            documents[rollout_id] = Document(
+                prompt_token_ids=arrays.prompt_token_ids,
+                completion_token_ids=arrays.completion_token_ids,
+                behavior_logprobs=arrays.behavior_logprobs,
+                advantage=planned[rollout_id].advantage,
+                weight=token_weight(aggregation, len(arrays.completion_token_ids)),
+                on_policy=planned[rollout_id].lag == 0,
+            )
+        return documents, bad
+
+    def _payloads(
+        self, wanted: Sequence[RolloutId]
+    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | None]]:
+        """Headers with their arrays, None where the arrays are not possible values."""
+        for start in range(0, len(wanted), _FETCH_ROLLOUTS):
+            part = tuple(wanted[start : start + _FETCH_ROLLOUTS])
+            decoded = self._channel.request(FetchRollouts(rollout_ids=part))
+            reply = decoded.message
+            if not isinstance(reply, Rollouts) or len(reply.rollouts) != len(part):
+                raise FatalError(f"the broker does not hold all payloads of {part[0].group_id}...")
+            for place, header in enumerate(reply.rollouts):
+                yield header, _arrays_or_none(decoded.frames[3 * place : 3 * place + 3])
+
+    def _describe(self, group_ids: Sequence[int]) -> tuple[VerifiedGroup, ...]:
+        """The groups that the broker still has; a refusal of one is a refusal of all."""
+        try:
+            reply = self._channel.request(DescribeGroups(group_ids=tuple(group_ids))).message
+        except RefusedError as error:
+            if error.code not in ENDED_GROUPS:
+                raise
+            return ()
+        return reply.groups if isinstance(reply, Groups) else ()
+
+
+def _plan_all(screen: Screen, groups: Sequence[VerifiedGroup]) -> tuple[PlannedRollout, ...]:
+    return tuple(rollout for group in groups for rollout in screen.plan(group))
+
+
+def _arrays_or_none(frames: Sequence[memoryview]) -> RolloutArrays | None:
+    try:
+        return arrays_from_frames(frames)
+    except DataError:
+        return None

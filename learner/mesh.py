@@ -1,0 +1,115 @@
+"""The ranks of one learner job: under torchrun several, started plainly one, same code for both.
+
+Control bytes and metric sums travel over gloo also where gradients travel over NCCL, so that
+planning never waits behind a kernel. Nothing here pickles: what ranks tell each other is bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+COLLECTIVE_TIMEOUT_S = 600
+"""A rank silent for so long is dead; rank 0 speaks at least every few seconds while it waits."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    data_axis: DeviceMesh | None
+    """Data-parallel axis to shard over; None when one CPU rank needs no sharding."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, which alone talks about the run as a whole."""
+        return self.rank == 0
+
+    def broadcast(self, payload: bytes = b"") -> bytes:
+        """Rank 0's ``payload`` on every rank."""
+        if self.world_size == 1:
+            return payload
+        size = torch.tensor([len(payload)], dtype=torch.int64)
+        dist.broadcast(size, src=0)
+        data = torch.zeros(int(size), dtype=torch.uint8)
+        if self.is_main and payload:
+            data = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if len(data):
+            dist.broadcast(data, src=0)
+        return data.numpy().tobytes()
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Everybody's ``payload``, on every rank, in rank order."""
+        if self.world_size == 1:
+            return [payload]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(payload)], dtype=torch.int64))
+        longest = max(1, max(int(size) for size in sizes))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        if payload:
+            padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        return [
+            part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks of a CPU tensor; int64 wraps modulo 2**64."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        """Maximum over ranks of a CPU tensor."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+
+@contextmanager
+def learner_mesh() -> Iterator[Mesh]:
+    """Join the ranks that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR...), or be the only one.
+
+    One CPU rank opens no process group at all: nothing to share, nothing to shard, no port.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    if world_size == 1 and device.type == "cpu":
+        yield Mesh(0, 1, device, None)
+        return
+    _init_process_group(rank, world_size, device)
+    try:
+        yield Mesh(rank, world_size, device, init_device_mesh(device.type, (world_size,)))
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _init_process_group(rank: int, world_size: int, device: torch.device) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    if world_size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)

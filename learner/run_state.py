@@ -1,0 +1,177 @@
+"""Everything that one training run holds, built once, and the moves that change it.
+
+The order of a step is the protocol: weights change, the step record becomes durable, the broker
+commits the step, the weights are published. Killed between any two of these, a restarted learner
+replays the record and arrives at the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.config import Config
+from common.config_loader import to_toml
+from common.lifecycle import Process
+from common.messages import CommitCheckpoint, CommitStep
+from learner.canary import compute_canary
+from learner.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from learner.digests import policy_digest
+from learner.group_source import BrokerClient, GroupSource
+from learner.lineage import Lineage
+from learner.mesh import Mesh
+from learner.model import PolicyModel, load_policy
+from learner.optim import build_adamw, set_learning_rate, warmup_constant
+from learner.publishing import Publisher
+from learner.step_metrics import Stopwatch, Telemetry
+from learner.step_record import StepRecord, write_step_record
+from learner.update import StepOutcome, TrainingBatch, Updater
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingRun:
+    """The learner of one run on one rank; every method is a collective."""
+
+    process: Process
+    channel: BrokerClient
+    mesh: Mesh
+    publisher: Publisher
+    policy: PolicyModel
+    optimizer: torch.optim.Optimizer
+    updater: Updater
+    source: GroupSource
+    stopwatch: Stopwatch
+    telemetry: Telemetry | None
+    """On rank 0 only."""
+    lineage: Lineage
+    policy_step: int = 0
+    saved_step: int = -1
+    """``policy_step`` of the newest checkpoint."""
+
+    @property
+    def config(self) -> Config:
+        """The resolved configuration."""
+        return self.process.config
+
+    def apply(self, batch: TrainingBatch) -> StepOutcome:
+        """Turn an accumulated batch into new weights, unless it is not finite."""
+        settings = self.config.learner
+        rate = warmup_constant(
+            batch.policy_step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps
+        )
+        set_learning_rate(self.optimizer, rate)
+        return self.updater.apply(batch)
+
+    def digest(self) -> str:
+        """Digest of the float32 weights as they are."""
+        return policy_digest(self.policy, self.mesh)
+
+    def record_and_commit(self, batch: TrainingBatch) -> None:
+        """Make the step durable here, then at the broker; the policy is then one step further."""
+        digest = self.digest()
+        if self.mesh.is_main:
+            record = StepRecord(
+                incarnation=self.lineage.incarnation,
+                policy_step=batch.policy_step,
+                group_ids=tuple(batch.group_ids),
+                chunks=tuple(batch.layouts),
+                world_size=self.mesh.world_size,
+                weight_digest=digest,
+            )
+            write_step_record(self.process.paths.step_records, record)
+            self.channel.request(
+                CommitStep(
+                    incarnation=record.incarnation,
+                    policy_step=record.policy_step,
+                    group_ids=record.group_ids,
+                )
+            )
+        self.policy_step = batch.policy_step + 1
+
+    def publish(self) -> None:
+        """Hand the weights as they are to the weight plane."""
+        with self.stopwatch.stage("publish_wait"):
+            self.publisher.wait_for_room()
+        with self.stopwatch.stage("publish"):
+            tolerance = self.config.weights.canary_tolerance
+            canary = compute_canary(self.policy, self.mesh, tolerance=tolerance)
+            self.publisher.publish(self.lineage.version(self.policy_step), self.policy, canary)
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of the current step and let the broker forget what it covers."""
+        if self.saved_step != self.policy_step:
+            with self.stopwatch.stage("checkpoint"):
+                save_checkpoint(
+                    self.process.paths.checkpoints,
+                    self.policy,
+                    self.optimizer,
+                    self._checkpoint_state(),
+                    self.mesh,
+                    keep=self.config.learner.keep_checkpoints,
+                )
+        self.saved_step = self.policy_step
+        self.commit_checkpoint()
+
+    def commit_checkpoint(self) -> None:
+        """Tell the broker which steps are safe; repeating it changes nothing."""
+        if self.mesh.is_main:
+            self.channel.request(CommitCheckpoint(policy_step=self.saved_step))
+
+    def restore(self, policy_step: int) -> None:
+        """Go back to the checkpoint of ``policy_step``."""
+        directory = self.process.paths.checkpoints
+        state = load_checkpoint(directory, policy_step, self.policy, self.optimizer, self.mesh)
+        self.policy_step = self.saved_step = policy_step
+        if self.mesh.is_main and state.config_digest != config_digest(self.config):
+            self.process.log.warning(
+                "configuration changed since the checkpoint", checkpoint=policy_step
+            )
+
+    def _checkpoint_state(self) -> CheckpointState:
+        return CheckpointState(
+            policy_step=self.policy_step,
+            incarnation=self.lineage.incarnation,
+            seed=self.config.run.seed,
+            world_size=self.mesh.world_size,
+            optimizer_steps=self.policy_step,
+            weight_digest=self.digest(),
+            config_digest=config_digest(self.config),
+        )
+
+
+def build_run(
+    process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publisher
+) -> TrainingRun:
+    """Load the initial policy and everything around it; no step is taken."""
+    config = process.config
+    torch.set_num_threads(config.learner.num_threads)
+    path, max_length = Path(config.model.path), config.model.max_length
+    policy = load_policy(path, mesh, max_length=max_length)
+    reference = None
+    if config.learner.loss.kl_coefficient > 0:
+        reference = load_policy(path, mesh, max_length=max_length).requires_grad_(False)
+    weights = [weight for _, weight in policy.named_weights()]
+    optimizer = build_adamw(
+        weights, betas=config.learner.betas, weight_decay=config.learner.weight_decay
+    )
+    return TrainingRun(
+        process=process,
+        channel=channel,
+        mesh=mesh,
+        publisher=publisher,
+        policy=policy,
+        optimizer=optimizer,
+        updater=Updater(policy, optimizer, config, mesh, reference),
+        source=GroupSource(channel, mesh, config, process.stop, policy.vocab_size),
+        stopwatch=Stopwatch(),
+        telemetry=Telemetry(config, process.paths, process.metrics) if mesh.is_main else None,
+        lineage=Lineage(),
+    )
+
+
+def config_digest(config: Config) -> str:
+    """16 hexadecimal digits of the resolved configuration."""
+    return hashlib.sha256(to_toml(config).encode()).hexdigest()[:16]

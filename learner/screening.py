@@ -1,0 +1,131 @@
+"""Which verified groups may be trained, and what each of their rollouts is worth: pure logic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.arrays import RolloutArrays
+from common.config import Config
+from common.errors import FatalError
+from common.types import EvictReason, RolloutHeader, VerifiedGroup, VerifiedRollout
+from learner.advantage import group_advantages
+from learner.layout import PlannedRollout
+from learner.lineage import Lineage
+
+_TEMPERATURE_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """The rules that a group must pass to be trained at ``policy_step``."""
+
+    config: Config
+    lineage: Lineage
+    policy_step: int
+
+    def reason_to_evict(self, group: VerifiedGroup) -> EvictReason | None:
+        """Why ``group`` cannot be trained, or None when it can.
+
+        Raises :class:`FatalError` when it breaks a promise of broker or actor: a token beyond
+        ``learner.max_policy_lag``, weights that do not exist yet, or another temperature. Only
+        tokens of a lost branch may be too old without anybody's fault; those groups are stale.
+        """
+        self._check_temperature(group)
+        if self.group_lag(group) > self.config.learner.max_policy_lag:
+            if not self.lineage.is_lost(group.oldest_version):
+                raise FatalError(self._lag_message(group))
+            return EvictReason.STALE
+        if not trainable(group):
+            return EvictReason.ALL_MASKED
+        if any(self._is_impossible(item.rollout) for item in group.rollouts):
+            return EvictReason.QUARANTINED
+        return None
+
+    def plan(self, group: VerifiedGroup) -> list[PlannedRollout]:
+        """Sizes, lag and advantage of every rollout that carries gradient."""
+        settings = self.config.learner.loss
+        items = trainable(group)
+        rewards = [item.verdict.reward for item in items if item.verdict.reward is not None]
+        advantages = group_advantages(
+            rewards, std=settings.advantage_std, epsilon=settings.advantage_epsilon
+        )
+        return [
+            PlannedRollout(
+                rollout_id=item.rollout.rollout_id,
+                num_prompt_tokens=item.rollout.num_prompt_tokens,
+                num_completion_tokens=item.rollout.num_completion_tokens,
+                advantage=float(advantage),
+                lag=self.rollout_lag(item.rollout),
+            )
+            for item, advantage in zip(items, advantages, strict=True)
+        ]
+
+    def group_lag(self, group: VerifiedGroup) -> int:
+        """Policy lag of the group's oldest token."""
+        return max(self.rollout_lag(item.rollout) for item in group.rollouts)
+
+    def rollout_lag(self, rollout: RolloutHeader) -> int:
+        """Policy lag of the rollout's oldest token; raises :class:`FatalError` below 0."""
+        lags = [self.lineage.lag(span.version, self.policy_step) for span in rollout.version_spans]
+        newest = rollout.newest_version
+        if min(lags) < 0 or newest.incarnation > self.lineage.incarnation:
+            raise FatalError(
+                f"group {rollout.rollout_id.group_id} was sampled by weights {newest}, but the "
+                f"learner is at {self.lineage.version(self.policy_step)}: actor {rollout.actor!r} "
+                "serves another run's weights (remove the run directory's weights/ and start again)"
+            )
+        return max(lags)
+
+    def _check_temperature(self, group: VerifiedGroup) -> None:
+        expected = self.config.actor.temperature
+        for item in group.rollouts:
+            sampled = item.rollout.temperature
+            if abs(sampled - expected) > _TEMPERATURE_ROUNDING:
+                raise FatalError(
+                    f"actor.temperature must be the same everywhere, group {group.group_id} was "
+                    f"sampled by {item.rollout.actor!r} at {sampled}, the learner has {expected} "
+                    "(start every role from one configuration)"
+                )
+
+    def _lag_message(self, group: VerifiedGroup) -> str:
+        bound = self.config.learner.max_policy_lag
+        return (
+            f"learner.max_policy_lag must hold for every token: group {group.group_id} in the "
+            f"batch at policy_step {self.policy_step} has a token of weights "
+            f"{group.oldest_version}, lag {self.group_lag(group)} > {bound} (the broker handed it "
+            "over too late: report this with the run's journal)"
+        )
+
+    def _is_impossible(self, rollout: RolloutHeader) -> bool:
+        length = rollout.num_prompt_tokens + rollout.num_completion_tokens
+        return rollout.num_prompt_tokens < 1 or length > self.config.model.max_length
+
+
+def trainable(group: VerifiedGroup) -> list[VerifiedRollout]:
+    """Rollouts with a judged answer of at least one token."""
+    return [
+        item
+        for item in group.rollouts
+        if item.verdict.reward is not None and item.rollout.num_completion_tokens > 0
+    ]
+
+
+def lag_histogram(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[int, int]:
+    """Completion tokens by policy lag, over all version spans of the trained rollouts."""
+    tokens: dict[int, int] = {}
+    for rollout in (item.rollout for group in groups for item in trainable(group)):
+        starts = [span.start for span in rollout.version_spans]
+        ends = [*starts[1:], rollout.num_completion_tokens]
+        for span, end in zip(rollout.version_spans, ends, strict=True):
+            lag = screen.lineage.lag(span.version, screen.policy_step)
+            tokens[lag] = tokens.get(lag, 0) + max(0, end - span.start)
+    return dict(sorted(tokens.items()))
+
+
+def has_foreign_tokens(arrays: RolloutArrays, vocab_size: int) -> bool:
+    """True when a token id does not exist in the learner's vocabulary."""
+    both = (arrays.prompt_token_ids, arrays.completion_token_ids)
+    return any(ids.size and int(np.max(ids)) >= vocab_size for ids in both)

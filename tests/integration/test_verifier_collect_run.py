@@ -1,0 +1,205 @@
+"""Broker, verifier and collector as processes, an actor in the test: an evaluation from end to end.
+
+The answers are known, so the metrics are too, also when processes are killed in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from common.arrays import RolloutArrays
+from common.config_loader import load_config, run_paths
+from common.endpoints import read_endpoint
+from common.messages import Heartbeat, LeasePrompts, PromptLease, PromptLeases, SubmitRollout
+from common.text_tokenizer import TextTokenizer
+from common.transport import Channel
+from common.types import FinishReason, Role, RolloutHeader, RolloutId, VersionSpan, WeightVersion
+
+_NUM_PROMPTS = 60
+_GROUP_SIZE = 4
+_VERSION = WeightVersion(incarnation=0, policy_step=0)
+
+
+def _write_run(folder: Path) -> Path:
+    """A collect run over held-out chain addition; the model is no more than its tokenizer."""
+    model = folder / "model"
+    model.mkdir()
+    symbols = ["<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyz0123456789+=<>/,"]
+    tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(model / "tokenizer.json"))
+    (model / "config.json").write_text('{"eos_token_id": 1, "pad_token_id": 0}', encoding="utf-8")
+    table = {
+        "run": {"directory": "run", "kind": "collect", "id": "collect-test"},
+        "model": {"path": "model", "max_length": 128},
+        "actor": {"max_tokens": 64},
+        "prompts": {"generator": "chain-addition", "split": "held-out", "limit": _NUM_PROMPTS},
+        "broker": {"heartbeat_s": 0.2, "dead_after_s": 2.0},
+        "collect": {
+            "output": "out",
+            "num_prompts": _NUM_PROMPTS,
+            "samples_per_prompt": _GROUP_SIZE,
+        },
+    }
+    config = folder / "run.toml"
+    config.write_text(tomli_w.dumps(table), encoding="utf-8")
+    return config
+
+
+@contextlib.contextmanager
+def _role(command: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (
+        open(config.parent / f"{command}.log", "ab") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "common.cli", command, str(config)],
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+class OracleActor:
+    """Answers index 0 and 1 rightly, 2 wrongly, and never gets to an answer at 3."""
+
+    def __init__(self, channel: Channel, tokenizer: TextTokenizer) -> None:
+        self._channel = channel
+        self._tokenizer = tokenizer
+
+    async def run(self, max_groups: int) -> None:
+        ask = LeasePrompts(serving=_VERSION, max_groups=max_groups, wait_s=0.2)
+        while True:
+            reply = (await self._channel.request(ask)).message
+            assert isinstance(reply, PromptLeases)
+            await self._channel.request(
+                Heartbeat(leases=tuple(lease.lease for lease in reply.leases))
+            )
+            for lease in reply.leases:
+                for index in lease.lease.indices:
+                    header, arrays = self._rollout(lease, index)
+                    await self._channel.request(SubmitRollout(rollout=header), arrays.frames())
+
+    def _rollout(self, lease: PromptLease, index: int) -> tuple[RolloutHeader, RolloutArrays]:
+        prompt_ids = np.array(self._tokenizer.encode(lease.prompt.text), np.int32)
+        total = sum(int(term) for term in lease.prompt.text.rstrip("=").split("+"))
+        texts = [f"<answer>{total}</answer>"] * 2 + ["<answer>0</answer>", "7+2"]
+        text = texts[index] if index == 3 else f"<think></think>{texts[index]}"
+        completion = [*self._tokenizer.encode(text), *([1] if index < 3 else [])]
+        arrays = RolloutArrays(
+            prompt_ids, np.array(completion, np.int32), np.full(len(completion), -0.1, np.float32)
+        )
+        header = RolloutHeader(
+            rollout_id=RolloutId(
+                group_id=lease.lease.group_id, index=index, attempt=lease.lease.attempt
+            ),
+            num_prompt_tokens=len(prompt_ids),
+            num_completion_tokens=len(completion),
+            finish_reason=FinishReason.STOP if index < 3 else FinishReason.LENGTH,
+            temperature=1.0,
+            version_spans=(VersionSpan(start=0, version=_VERSION),),
+            actor="actor-0",
+        )
+        return header, arrays
+
+
+async def _with_actor(
+    config_path: Path, scenario: Callable[[], Awaitable[None]], max_groups: int
+) -> None:
+    config = load_config(config_path)
+    endpoint = read_endpoint(config, run_paths(config))
+    channel = await Channel.connect(role=Role.ACTOR, name="actor-0", endpoint=endpoint)
+    actor = OracleActor(channel, TextTokenizer.load(config.model.path))
+    acting = asyncio.create_task(actor.run(max_groups))
+    try:
+        await scenario()
+    finally:
+        acting.cancel()
+        await asyncio.gather(acting, return_exceptions=True)
+        await channel.close()
+
+
+async def _wait_for(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60.0):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _check_results(output: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((output / "metrics.json").read_bytes())
+    lines = (output / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    keys = Counter((sample["group_id"], sample["index"]) for sample in samples)
+    assert keys == {(g, i): 1 for g in range(_NUM_PROMPTS) for i in range(_GROUP_SIZE)}
+    assert Counter(sample["status"] for sample in samples) == {
+        "graded": 3 * _NUM_PROMPTS,
+        "wrong-format": _NUM_PROMPTS,
+    }
+    assert (metrics["num_prompts"], metrics["num_samples"]) == (60, 240)
+    assert (metrics["pass_at_1"], metrics["pass_at_1_standard_error"]) == (0.5, 0.0)
+    assert metrics["maj_at"] == {"1": 1.0, "2": 1.0, "4": 1.0}
+    assert (metrics["format_mean"], metrics["truncated_ratio"]) == (0.75, 0.25)
+    return metrics
+
+
+def test_an_evaluation_has_the_metrics_of_its_answers(tmp_path: Path) -> None:
+    config = _write_run(tmp_path)
+    with _role("broker", config), _role("verifier", config), _role("collector", config) as last:
+
+        async def scenario() -> None:
+            await _wait_for(lambda: last.poll() is not None)
+
+        asyncio.run(_with_actor(config, scenario, max_groups=64))
+        assert last.returncode == 0
+    _check_results(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_no_sample_is_lost_or_counted_twice_when_roles_are_killed(tmp_path: Path) -> None:
+    config = _write_run(tmp_path)
+    progress = tmp_path / "run" / "collector" / "samples.jsonl"
+    with contextlib.ExitStack() as roles:
+        running = {
+            command: roles.enter_context(_role(command, config))
+            for command in ("broker", "verifier", "collector")
+        }
+
+        async def kill_and_restart(command: str, num_lines: int) -> None:
+            await _wait_for(lambda: _num_lines(progress) >= num_lines)
+            os.kill(running[command].pid, signal.SIGKILL)
+            running[command].wait()
+            running[command] = roles.enter_context(_role(command, config))
+
+        async def scenario() -> None:
+            await kill_and_restart("collector", 20)
+            await kill_and_restart("verifier", 60)
+            await kill_and_restart("broker", 100)
+            await kill_and_restart("collector", 140)
+            await _wait_for(lambda: running["collector"].poll() is not None)
+
+        asyncio.run(_with_actor(config, scenario, max_groups=1))
+        assert running["collector"].returncode == 0
+    _check_results(tmp_path / "out")
