@@ -158,19 +158,26 @@ class Journal:
     def _prepare(self, run_id: str) -> None:
         connection = self._connection
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._check_ownership()
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
         connection.execute("BEGIN IMMEDIATE")
-        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-        is_new = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if is_new and application_id == 0:
+        if self._is_empty():
             self._create(run_id)
-        elif application_id != _APPLICATION_ID:
-            raise self._error("is another program's database", "use another run.directory")
         self._check(run_id)
         connection.execute("COMMIT")
+
+    def _check_ownership(self) -> None:
+        """Leave the database of another program as it is."""
+        application_id = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        if application_id != _APPLICATION_ID and not self._is_empty():
+            raise self._error("is another program's database", "use another run.directory")
+
+    def _is_empty(self) -> bool:
+        row = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return int(row[0]) == 0
 
     def _create(self, run_id: str) -> None:
         self._connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

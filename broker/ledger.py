@@ -207,11 +207,9 @@ class Ledger:
         self.state.policy_step = event.policy_step
         self.state.checkpoint_step = event.checkpoint_step
         self.state.sealed = False
-        timeline = self.state.timeline
         if event.forked:
+            timeline = self.state.timeline
             self.state.timeline = timeline.forked(event.incarnation, event.checkpoint_step)
-        else:
-            self.state.timeline = Timeline(event.incarnation, timeline.forks)
 
     def _on_sealed(self, event: events.Sealed) -> None:
         self.state.sealed = True

@@ -7,7 +7,7 @@ lost branch grow older, and those that can meet no deadline any more are evicted
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from broker import events
 from broker.admission import Window, choose_evictions
@@ -15,7 +15,7 @@ from broker.events import AnyEvent
 from broker.groups import GroupRecord, Place
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
-from broker.timeline import Timeline
+from broker.timeline import Fork, Timeline
 from common.errors import RefusedError
 from common.messages import ResumeLearner
 from common.types import EvictReason
@@ -26,44 +26,66 @@ def resume(ledger: Ledger, message: ResumeLearner) -> Decision[None]:
 
     Raises :class:`RefusedError` when it would need groups that have ended.
     """
-    _check_resume(ledger, message)
-    held = [group.group_id for group in ledger.groups.values() if group.place is not Place.OPEN]
+    forked = _is_fork(ledger, message)
+    covered = _covered_by_checkpoint(ledger, message.policy_step)
+    _check_resume(ledger, message, forked, covered)
+    held = [
+        group.group_id
+        for group in ledger.groups.values()
+        if group.place is not Place.OPEN and group.group_id not in covered
+    ]
     resumed = events.Resumed(
         incarnation=message.incarnation,
         checkpoint_step=message.policy_step,
         policy_step=message.policy_step,
-        forked=message.forked,
+        forked=forked,
     )
     stepped = [
         events.Stepped(policy_step=batch.policy_step, group_ids=batch.group_ids)
         for batch in message.stepped
     ]
     timeline = ledger.state.timeline
-    if message.forked:
+    if forked:
         timeline = timeline.forked(message.incarnation, message.policy_step)
     listed = {group_id for batch in message.stepped for group_id in batch.group_ids}
     returned = [group_id for group_id in held if group_id not in listed]
     stale = evict_stale(
         ledger, message.policy_step + len(stepped), returned, timeline, excluded=listed
     )
-    trained = _trained_before(ledger, message)
+    trained = (events.Trained(policy_step=message.policy_step),) if covered else ()
     return Decision((*trained, *put_back(held), resumed, *stepped, *stale), None)
 
 
-def _trained_before(ledger: Ledger, message: ResumeLearner) -> tuple[AnyEvent, ...]:
-    """The checkpoint that a learner starts from is committed, whether or not it could say so."""
-    if message.policy_step <= ledger.state.checkpoint_step:
-        return ()
-    return (events.Trained(policy_step=message.policy_step),)
+def _is_fork(ledger: Ledger, message: ResumeLearner) -> bool:
+    """Whether the learner opens an incarnation that the ledger does not know yet.
+
+    A newer incarnation is a fork even if the learner does not say so: it died before it could. A
+    fork that is known already was sent again, or nothing has come of it.
+    """
+    timeline = ledger.state.timeline
+    if message.incarnation > timeline.incarnation:
+        return True
+    known = Fork(incarnation=message.incarnation, policy_step=message.policy_step)
+    next_step = message.policy_step + len(message.stepped)
+    is_repeated = timeline.forks[-1:] == (known,) and ledger.state.policy_step == next_step
+    return message.forked and not is_repeated
 
 
-def _check_resume(ledger: Ledger, message: ResumeLearner) -> None:
+def _covered_by_checkpoint(ledger: Ledger, policy_step: int) -> set[int]:
+    """Stepped groups that are trained because the learner starts from a checkpoint after them."""
+    stepped = ledger.state.stepped.items()
+    return {group_id for step, members in stepped if step < policy_step for group_id in members}
+
+
+def _check_resume(
+    ledger: Ledger, message: ResumeLearner, forked: bool, covered: Container[int]
+) -> None:
     state = ledger.state
-    if message.incarnation < state.timeline.incarnation + message.forked:
+    if message.incarnation < state.timeline.incarnation + forked:
         raise RefusedError(
             "stale_incarnation",
             f"incarnation {state.timeline.incarnation} is known, so {message.incarnation} "
-            f"cannot be {'a new' if message.forked else 'the current'} one",
+            f"cannot be {'a new' if forked else 'the current'} one",
         )
     if message.policy_step < state.checkpoint_step and not message.forked:
         raise RefusedError(
@@ -75,15 +97,16 @@ def _check_resume(ledger: Ledger, message: ResumeLearner) -> None:
     first = message.policy_step
     if steps != list(range(first, first + len(steps))):
         raise RefusedError("malformed", f"step records must follow step {first}, got {steps}")
-    _check_replayable(ledger, [g for batch in message.stepped for g in batch.group_ids])
+    listed = [group_id for batch in message.stepped for group_id in batch.group_ids]
+    _check_replayable(ledger, listed, covered)
 
 
-def _check_replayable(ledger: Ledger, group_ids: Sequence[int]) -> None:
+def _check_replayable(ledger: Ledger, group_ids: Sequence[int], covered: Container[int]) -> None:
     if len(set(group_ids)) != len(group_ids):
         raise RefusedError("malformed", "a group is in two step records")
     for group_id in group_ids:
         group = ledger.groups.get(group_id)
-        if group is None or not group.is_verified:
+        if group is None or group_id in covered or not group.is_verified:
             raise RefusedError(
                 "gone", f"group {group_id} cannot be replayed: it has ended (resume with a fork)"
             )

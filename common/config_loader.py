@@ -134,9 +134,10 @@ def _number_rules(config: Config) -> Iterator[str]:
         value = _get_dotted(config, key)
         if not 0 < value < float("inf"):
             yield f"{key} must be a finite number above 0, got {value} (delete the line)"
-    for key in ("broker.metrics_port", "actor.metrics_port", "learner.metrics_port"):
-        if not 0 <= _get_dotted(config, key) <= 65535:
-            yield f"{key} must be 0 to 65535, got {_get_dotted(config, key)} (0 takes a free port)"
+    for role in ("broker", "actor", "verifier", "learner"):
+        port = _get_dotted(config, f"{role}.metrics_port")
+        if not 0 <= port <= 65535:
+            yield f"{role}.metrics_port must be 0 to 65535, got {port} (0 takes a free port)"
 
 
 def _prompt_rules(config: Config) -> Iterator[str]:

@@ -87,7 +87,9 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("headrace_behavior_kl_nats", "gauge", "k3 KL between policy and behavior"),
     MetricSpec("headrace_trained_tokens_total", "counter", "Completion tokens trained on"),
     MetricSpec("headrace_steps_skipped_total", "counter", "Steps skipped as not finite"),
-    MetricSpec("headrace_publish_seconds", "histogram", "Snapshot to end of transfer", (), _SECONDS),
+    MetricSpec(
+        "headrace_publish_seconds", "histogram", "Snapshot to end of transfer", (), _SECONDS
+    ),
 )
 
 

@@ -91,10 +91,11 @@ def run_stages(paths: DemoPaths, seed: int, num_steps: int) -> bool:
             if ledger.is_done(stage.name):
                 continue
             progress.begin(stage)
+            display.show()
             log_file = paths.root / "logs" / f"{stage.name}.log"
             end = run_stage(stage, log_file, stop, display.tick)
             ledger.add(stage.name, end.result)
-            progress.end(stage, end.result)
+            progress.end(stage, end)
             if end.exit_code is None:
                 return False
             if end.exit_code != 0:

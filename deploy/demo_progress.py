@@ -11,11 +11,12 @@ from common.config import RunPaths
 from common.config_loader import load_config, run_paths
 from common.errors import FatalError
 from deploy.demo_config import SFT_STEPS, DemoPaths
-from deploy.demo_stages import Stage, StageLedger, StageResult
+from deploy.demo_stages import Stage, StageLedger
 from deploy.evaluation import read_metrics
 from deploy.local_run import progress_reader
 from deploy.progress_state import ProgressState, StageLine, StageState
 from deploy.run_analysis import series
+from deploy.stage_runner import StageEnd
 from deploy.telemetry_records import RecordTail, SftRecord, read_records, read_steps
 
 _TITLE = "demo"
@@ -43,11 +44,19 @@ class DemoProgress:
         self._read_run = self._reader(stage)
         self._lines[stage.name] = StageLine(stage.title, StageState.RUNNING)
 
-    def end(self, stage: Stage, result: StageResult) -> None:
+    def end(self, stage: Stage, end: StageEnd) -> None:
         """``stage`` has ended."""
-        state = StageState.DONE if result.is_done else StageState.FAILED
-        text = stage_result(self._paths, stage.name) if result.is_done else ""
-        self._lines[stage.name] = StageLine(stage.title, state, result.seconds, text)
+        seconds = end.result.seconds
+        if end.result.is_done:
+            line = StageLine(
+                stage.title, StageState.DONE, seconds, stage_result(self._paths, stage.name)
+            )
+        elif end.exit_code is None:
+            line = StageLine(stage.title, StageState.STOPPED, seconds)
+        else:
+            line = StageLine(stage.title, StageState.FAILED, seconds)
+        self._lines[stage.name] = line
+        self._read_run = None
 
     def read(self) -> ProgressState:
         """The state now."""

@@ -15,6 +15,7 @@ from common.files import write_atomically
 from common.messages import GetStatus, Status
 from common.transport import SyncChannel
 from common.types import Role
+from deploy.gpu_assignment import visible_gpus
 from deploy.progress import ProgressDisplay
 from deploy.progress_state import ProgressState, collect_progress, run_progress
 from deploy.role_commands import process_specs
@@ -41,7 +42,7 @@ def run_locally(config: Config, config_path: Path, *, title: str) -> RunOutcome:
         save_final_status(config, paths)
 
     supervisor = Supervisor(
-        process_specs(config, config_path.resolve(), master_port=free_port()),
+        process_specs(config, config_path.resolve(), master_port=free_port(), gpus=visible_gpus()),
         paths,
         on_tick=display.tick,
         on_finished=on_finished,

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _TAIL_BYTES = 65536
-_TORCHRUN_NOISE = re.compile(
-    r"torch[./]distributed|ChildFailedError|^[=-]{20,}|^\s|^Traceback|^Root Cause|FAILED$"
-)
+_TORCHRUN_VERDICT = re.compile(r"^E\d{4} .*torch/distributed/elastic", re.MULTILINE)
+_RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)
 _TORCHRUN_EXIT_CODE = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 _OWN_ERROR = re.compile(r"^headrace: ")
 _LOGGED_ERROR = re.compile(r'"level": "(error|critical)"')
@@ -36,13 +35,12 @@ def last_error_line(tail: str) -> str:
     to anything which merely looks like an error.
     torchrun's own summary of a failed rank is passed over: the rank said why before.
     """
-    lines = [line for line in tail.splitlines() if line.strip()]
-    telling = [line for line in lines if not _TORCHRUN_NOISE.search(line)]
+    lines = [line for line in _without_torchrun(tail).splitlines() if line.strip()]
     for pattern in (_OWN_ERROR, _LOGGED_ERROR, _ANY_ERROR):
-        errors = [line for line in telling if pattern.search(line)]
+        errors = [line for line in lines if pattern.search(line)]
         if errors:
             return _message_of(errors[-1])
-    return _message_of((telling or lines or [""])[-1])
+    return _message_of(lines[-1]) if lines else ""
 
 
 def torchrun_exit_code(tail: str) -> int | None:
@@ -56,6 +54,13 @@ def torchrun_exit_code(tail: str) -> int | None:
     root_cause = summary.partition("Root Cause")[2]
     codes: Sequence[str] = _TORCHRUN_EXIT_CODE.findall(root_cause)
     return int(codes[0]) if codes else None
+
+
+def _without_torchrun(tail: str) -> str:
+    """What the ranks said before torchrun's closing report, without the rank's number."""
+    verdicts = list(_TORCHRUN_VERDICT.finditer(tail))
+    said = tail[: verdicts[-1].start()] if verdicts else tail
+    return _RANK_PREFIX.sub("", said)
 
 
 def _message_of(line: str) -> str:

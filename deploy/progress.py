@@ -31,6 +31,7 @@ _STAGE_MARKS = {
     StageState.PENDING: ("○", "dim"),
     StageState.RUNNING: ("●", "bold cyan"),
     StageState.DONE: ("✓", "green"),
+    StageState.STOPPED: ("■", "yellow"),
     StageState.FAILED: ("✗", "bold red"),
 }
 
@@ -65,7 +66,7 @@ class ProgressDisplay:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        self._show()
+        self.show()
         if self._live is not None:
             self._live.stop()
 
@@ -73,9 +74,10 @@ class ProgressDisplay:
         """Show the newest state if it is time to."""
         if self._clock.now_s() >= self._next_s:
             self._next_s = self._clock.now_s() + (LIVE_EVERY_S if self._live else PLAIN_EVERY_S)
-            self._show()
+            self.show()
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Show the newest state now."""
         state = self._read_state()
         if self._live is not None:
             self._live.update(render(state), refresh=True)

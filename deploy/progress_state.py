@@ -20,6 +20,7 @@ class StageState(enum.Enum):
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"
+    STOPPED = "stopped"
     FAILED = "failed"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.config import Config
 from deploy.child_process import ProcessSpec, tied_to_parent
+from deploy.gpu_assignment import assign_gpus
 
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -28,20 +30,23 @@ def role_environment(num_threads: int) -> dict[str, str]:
     return {**_QUIET, "OMP_NUM_THREADS": str(num_threads)}
 
 
-def process_specs(config: Config, config_path: Path, *, master_port: int) -> list[ProcessSpec]:
+def process_specs(
+    config: Config, config_path: Path, *, master_port: int, gpus: Sequence[str] = ()
+) -> list[ProcessSpec]:
     """All processes of a local run, the broker first and the consumer last."""
     path = str(config_path)
+    num_ranks = config.learner.num_ranks if config.run.kind == "train" else 0
     specs = [_role("broker", "broker", path)]
-    specs += [
-        _role("verifier", f"verifier-{index}", path) for index in range(config.verifier.count)
-    ]
-    specs += [
-        _role("actor", f"actor-{index}", path, num_threads=config.actor.num_threads)
-        for index in range(config.actor.count)
-    ]
+    for index in range(config.verifier.count):
+        specs.append(_role("verifier", f"verifier-{index}", path))
+    for index in range(config.actor.count):
+        specs.append(_role("actor", f"actor-{index}", path, num_threads=config.actor.num_threads))
     if config.run.kind == "collect":
-        return [*specs, _role("collector", "collector", path, is_consumer=True)]
-    return [*specs, learner_spec(config, config_path, master_port=master_port)]
+        specs.append(_role("collector", "collector", path, is_consumer=True))
+    else:
+        specs.append(learner_spec(config, config_path, master_port=master_port))
+    assigned = assign_gpus(gpus, num_ranks, config.actor.count)
+    return [_with_gpus(spec, assigned.get(spec.name)) for spec in specs]
 
 
 def learner_spec(config: Config, config_path: Path, *, master_port: int) -> ProcessSpec:
@@ -86,6 +91,12 @@ def _single_rank_environment(master_port: int) -> Mapping[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(master_port),
     }
+
+
+def _with_gpus(spec: ProcessSpec, gpus: str | None) -> ProcessSpec:
+    if gpus is None:
+        return spec
+    return replace(spec, env={**spec.env, "CUDA_VISIBLE_DEVICES": gpus})
 
 
 def _role(

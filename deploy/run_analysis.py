@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from deploy.telemetry_records import SILENT, ProcessScrape, Scrape, StepRecord
 
+_MAX_GAP_S = 10.0
+"""Scrapes are two seconds apart: where more is missing, nobody was supervising."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoleTime:
@@ -81,7 +84,7 @@ def role_times(scrapes: Sequence[Scrape]) -> dict[str, RoleTime]:
     busy = counter_increases(scrapes, _busy_s)
     idle = counter_increases(scrapes, lambda process: sum(process.idle_s.values()))
     roles = {name: p.role for scrape in scrapes for name, p in scrape.processes.items()}
-    span_s = scrapes[-1].time - scrapes[0].time if scrapes else 0.0
+    span_s = observed_s(scrapes)
     times: dict[str, RoleTime] = {}
     for name, role in roles.items():
         busy_s = busy.get(name, 0.0)
@@ -93,10 +96,16 @@ def role_times(scrapes: Sequence[Scrape]) -> dict[str, RoleTime]:
 
 def tokens_per_second(scrapes: Sequence[Scrape]) -> float:
     """Completion tokens sampled a second over ``scrapes``, all actors together."""
-    if len(scrapes) < 2 or scrapes[-1].time <= scrapes[0].time:
+    span_s = observed_s(scrapes)
+    if span_s <= 0:
         return 0.0
-    grown = counter_increases(scrapes, lambda process: process.generated_tokens)
-    return sum(grown.values()) / (scrapes[-1].time - scrapes[0].time)
+    return sum(counter_increases(scrapes, lambda p: p.generated_tokens).values()) / span_s
+
+
+def observed_s(scrapes: Sequence[Scrape]) -> float:
+    """Seconds that ``scrapes`` cover; the time between a stop and a resume is left out."""
+    gaps = (after.time - before.time for before, after in itertools.pairwise(scrapes))
+    return sum(gap for gap in gaps if gap <= _MAX_GAP_S)
 
 
 def token_rates(scrapes: Sequence[Scrape], window_s: float = 6.0) -> list[tuple[float, float]]:

@@ -37,6 +37,8 @@ from deploy.restart_policy import (
 POLL_S = 0.1
 TERM_BUDGET_S = 6.5
 """Time for every role but the broker to end after SIGTERM."""
+FINISHED_BUDGET_S = 2.0
+"""The same once the run is finished: everything is durable, nobody has anything left to save."""
 BROKER_BUDGET_S = 1.5
 """Time for the broker, which ends last because the others still speak to it."""
 
@@ -152,13 +154,15 @@ class Supervisor:
         self._paths.ready.mkdir(parents=True, exist_ok=True)
         for stale in self._paths.ready.glob("*.json"):
             stale.unlink()
+        budget_s = TERM_BUDGET_S
         try:
             outcome = self._watch(stop)
             if outcome.exit_code == EXIT_OK:
+                budget_s = FINISHED_BUDGET_S
                 self._on_finished()
             return outcome
         finally:
-            self._stop_all(stop)
+            self._stop_all(stop, budget_s)
 
     def _watch(self, stop: StopRequest) -> RunOutcome:
         while not stop.is_set:
@@ -209,12 +213,12 @@ class Supervisor:
         log_file = self._log_file(spec)
         return f"{reason}: {last_error_line(tail) or 'it said nothing'} (log: {log_file})"
 
-    def _stop_all(self, stop: StopRequest) -> None:
+    def _stop_all(self, stop: StopRequest, budget_s: float) -> None:
         """SIGTERM to all but the broker, then to the broker, then SIGKILL to what is left."""
         others = [member for member in self._members if member.spec.role != "broker"]
         brokers = [member for member in self._members if member.spec.role == "broker"]
         try:
-            self._terminate(others, TERM_BUDGET_S, stop)
+            self._terminate(others, budget_s, stop)
             self._terminate(brokers, BROKER_BUDGET_S, stop)
         finally:
             for member in self._members:
@@ -222,16 +226,32 @@ class Supervisor:
                     member.child.kill()
 
     def _terminate(self, members: Sequence[_Member], budget_s: float, stop: StopRequest) -> None:
-        living = [member.child for member in members if member.child is not None]
-        for child in living:
-            child.terminate()
-        deadline_s = self._clock.now_s() + budget_s
+        living = [member for member in members if member.child is not None]
+        for member in living:
+            self._child(member).terminate()
+        begin_s = self._clock.now_s()
         pause = threading.Event()
-        while living and self._clock.now_s() < deadline_s and not stop.is_urgent:
+        while living and self._clock.now_s() < begin_s + budget_s and not stop.is_urgent:
             pause.wait(POLL_S / 2)
-            living = [child for child in living if child.poll() is None]
-        for child in living:
-            child.kill()
+            for member in [m for m in living if self._child(m).poll() is not None]:
+                living.remove(member)
+                self._record_stop(member, begin_s)
+        for member in living:
+            self._child(member).kill()
+            self._record_stop(member, begin_s)
+
+    def _record_stop(self, member: _Member, begin_s: float) -> None:
+        exit_code = self._child(member).poll()
+        how = describe_exit(exit_code) if exit_code is not None else "unknown"
+        after_s = round(self._clock.now_s() - begin_s, 2)
+        self._record("stopped", member.spec.name, how=how, after_s=after_s)
+        member.child = None
+
+    @staticmethod
+    def _child(member: _Member) -> ChildProcess:
+        if member.child is None:
+            raise ValueError(f"{member.spec.name} does not run")
+        return member.child
 
     def _is_ready(self, name: str) -> bool:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -71,18 +72,25 @@ def load_policy(directory: Path, mesh: Mesh, *, max_length: int) -> PolicyModel:
     _refuse_unsupported(config, directory, max_length)
     disable_progress_bar()
     try:
-        causal_lm = AutoModelForCausalLM.from_pretrained(
+        causal_lm, loading = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=torch.float32,
             attn_implementation="sdpa",
             local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelDirectoryError(
             f"{directory}: the model cannot be loaded: {_first_line(error)} "
             "(model.path must hold config.json and safetensors of a causal language model)"
         ) from None
+    if loading["missing_keys"]:  # transformers would train them from random values
+        missing = sorted(loading["missing_keys"])
+        raise ModelDirectoryError(
+            f"{directory}: {len(missing)} weights are missing, first {missing[0]} (copy the model "
+            "directory again)"
+        )
     # eval: dropout would make policy and behavior log-probabilities differ at lag 0
     policy = PolicyModel(causal_lm).eval().to(mesh.device)
     return _sharded(policy, mesh)
@@ -126,6 +134,7 @@ def _sharded(policy: PolicyModel, mesh: Mesh) -> PolicyModel:
         if isinstance(module, FSDPModule):
             # gradients are unnormalised sums over all tokens of all ranks, divided once per step
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled reductions
     return policy
 
 

@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
     """Serve jobs until the input ends."""
     parent_pid, limits = int(argv[0]), ChildLimits(float(argv[1]), int(argv[2]), argv[3])
     _die_with_parent(parent_pid)
+    _close_inherited()
     jobs, replies = _take_pipes()
     verifiers: dict[str, Verifier] = importlib.import_module(limits.registry).VERIFIERS
     _limit_resources(limits)
@@ -76,6 +77,11 @@ def _die_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # the parent ended before the request took effect
         os._exit(1)
+
+
+def _close_inherited() -> None:
+    """uvloop starts children with some of its own descriptors; sockets must not stay in reach."""
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -170,6 +170,8 @@ class _Child:
         """Send one job and return the reply's bytes; raises :class:`ChildDiedError`."""
         if self._running is None:
             raise ChildDiedError("there is no verifier process")
+        if self._running.jobs.is_closing():  # uvloop raises an untyped error on such a write
+            raise ChildDiedError("the verifier process died while idle")
         self._running.jobs.write(LENGTH.pack(len(frame)) + frame)
         await self._running.jobs.drain()
         return await _read_frame(self._running.replies)

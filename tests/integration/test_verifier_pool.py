@@ -11,7 +11,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
+import uvloop
 
 from actors.verification.child import ChildLimits
 from actors.verification.judgement import Check, JobReply, VerifyJob
@@ -35,7 +37,7 @@ def _in_pool(
         async with VerifierPool(limits, workers) as pool:
             await work(pool)
 
-    asyncio.run(asyncio.wait_for(run(), timeout=60.0))
+    uvloop.run(asyncio.wait_for(run(), timeout=60.0))  # the loop that every role runs on
 
 
 def _judge_once(kind: str, completion: str = "", wall_limit_s: float = 10.0) -> JobReply:
@@ -92,7 +94,11 @@ def test_a_job_whose_child_dies_once_is_judged_by_a_fresh_child(tmp_path: Path) 
 def test_a_child_killed_from_outside_while_idle_is_replaced_unseen() -> None:
     async def work(pool: VerifierPool) -> None:
         (before,) = pool.pids
+        child = psutil.Process(before)
         os.kill(before, signal.SIGKILL)
+        await asyncio.to_thread(psutil.wait_procs, [child], 10)
+        for _ in range(100):  # turns in which the loop learns that the pipes are closed
+            await asyncio.sleep(0)
         assert (await pool.judge(_job("right"))).judgements[0].value == 1.0
         assert pool.pids != [before]
 
@@ -250,3 +256,17 @@ def _cpu_ticks(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return int(fields[13]) + int(fields[14])
+
+
+_HEAVY_IMPORTS = """
+import sys
+import actors.verification.child, actors.verification.registry
+print(sorted({"asyncio", "numpy", "tokenizers", "torch", "zmq"} & set(sys.modules)))
+"""
+
+
+def test_a_child_imports_nothing_heavy() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-I", "-c", _HEAVY_IMPORTS], capture_output=True, timeout=30, check=True
+    )
+    assert finished.stdout == b"[]\n"

@@ -21,6 +21,7 @@ from tests.integration.weight_plane import (
     DEADLINE_S,
     EXIT_BY_SOURCE,
     RUN,
+    WAIT_S,
     announce,
     die_in_process,
     make_agent,
@@ -57,7 +58,9 @@ def test_two_actors_receive_the_same_bits_and_keep_the_group_for_the_next_versio
         ]
         groups.append(host.open(announce(host, "a", "b"), sent.manifest.version))
         send(groups[-1], sent)
-        for agent, staged in zip(agents, [future.result(20) for future in receiving], strict=True):
+        for agent, staged in zip(
+            agents, [future.result(WAIT_S) for future in receiving], strict=True
+        ):
             assert staged.source == "group"
             assert staged.version == version(step)
             assert same_tensors(dict(staged.tensors), sent)
@@ -73,7 +76,7 @@ def test_an_actor_that_is_not_there_is_left_out_and_the_others_receive(
     agent = make_agent(tmp_path, "a")
     receiving = threads.submit(agent.receive, sent.announcement, sent.manifest)
     send(host.open(announce(host, "a", "dead"), sent.manifest.version), sent)
-    assert receiving.result(20).source == "group"
+    assert receiving.result(WAIT_S).source == "group"
     host.close()
 
 
@@ -105,9 +108,9 @@ def test_a_zombie_of_an_old_number_cannot_join_the_new_group(
     refused = threads.submit(zombie.open, old, version(1))
     receiving = threads.submit(agent.receive, sent.announcement, sent.manifest)
     send(host.open(announce(host, "a"), version(1)), sent)
-    assert receiving.result(20).source == "group"
+    assert receiving.result(WAIT_S).source == "group"
     with pytest.raises(WeightTransferError, match="was not set within"):
-        refused.result(20)
+        refused.result(WAIT_S)
 
 
 def test_a_guessed_number_without_the_token_meets_nobody(
@@ -118,7 +121,7 @@ def test_a_guessed_number_without_the_token_meets_nobody(
     guest = TransferGuest(run_id=RUN, member="a", deadline_s=0.5)
     refused = threads.submit(guest.open, forged, version(1))
     with pytest.raises(WeightTransferError, match="was not set within"):
-        refused.result(20)
+        refused.result(WAIT_S)
 
 
 def test_a_bit_flipped_on_the_way_is_caught_and_pulled_instead(
@@ -133,7 +136,7 @@ def test_a_bit_flipped_on_the_way_is_caught_and_pulled_instead(
         if number == 1:
             flat.view(torch.int32)[5] ^= 1 << 20
         group.broadcast(flat)
-    staged = receiving.result(20)
+    staged = receiving.result(WAIT_S)
     assert staged.source == "pull"
     assert same_tensors(dict(staged.tensors), sent)
     assert "1 of 4 tensors of 0.1 arrived changed: layer.up" in agent.last_group_error
@@ -164,12 +167,12 @@ def test_after_a_broken_transfer_the_next_one_uses_a_new_group(
     broken = host.open(announce(host, "a"), version(1))
     for bucket in first.buckets():
         broken.broadcast(first.flat(bucket) + 1)
-    agent.release(receiving.result(20))
+    agent.release(receiving.result(WAIT_S))
     second = published(tmp_path, 2, announce(host, "a"))
     receiving = threads.submit(agent.receive, second.announcement, second.manifest)
     group = host.open(announce(host, "a"), version(2))
     send(group, second)
-    staged = receiving.result(20)
+    staged = receiving.result(WAIT_S)
     assert group is not broken
     assert (staged.source, same_tensors(dict(staged.tensors), second)) == ("group", True)
 
@@ -213,6 +216,38 @@ def test_two_versions_can_be_staged_at_once_and_no_third(tmp_path: Path) -> None
         dict(agent.receive(sent[2].announcement, sent[2].manifest).tensors), sent[2]
     )
     assert same_tensors(dict(staged[1].tensors), sent[1])
+
+
+def test_a_restarted_learner_is_met_at_its_new_store(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    agent = make_agent(tmp_path, "a")
+    for step in (1, 2):
+        host = make_host()
+        sent = published(tmp_path, step, announce(host, "a"))
+        receiving = threads.submit(agent.receive, sent.announcement, sent.manifest)
+        send(host.open(announce(host, "a"), version(step)), sent)
+        staged = receiving.result(WAIT_S)
+        assert (staged.source, same_tensors(dict(staged.tensors), sent)) == ("group", True)
+        agent.release(staged)
+        host.close()
+
+
+def test_a_receiver_that_stops_reading_costs_the_learner_one_deadline(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    host = TransferHost(run_id=RUN, interface="127.0.0.1", deadline_s=1.0, ready_window_s=WAIT_S)
+    transfer = announce(host, "frozen")
+    sent = published(tmp_path, 1, transfer, large=True)
+    guest = TransferGuest(run_id=RUN, member="frozen", deadline_s=1.0)
+    joined = threads.submit(guest.open, transfer, version(1))
+    group = host.open(transfer, version(1))
+    assert joined.result(WAIT_S).is_usable
+    began_s = time.monotonic()
+    with pytest.raises(WeightTransferError, match="broadcast failed"):
+        send(group, sent)
+    assert 0.9 < time.monotonic() - began_s < 4.0
+    host.close()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,27 +10,34 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 import torch
+from safetensors.torch import load_file
 
-from common.config import Config, ModelConfig, RunConfig, RunPaths, WeightsConfig
+from common.config import Config
 from common.errors import CheckpointError
 from common.messages import FleetMember
-from common.metrics import Metrics
-from common.torch.weight_files import published_versions, read_manifest, read_tensors
+from common.torch.weight_files import (
+    check_digests,
+    published_versions,
+    read_manifest,
+    read_tensors,
+)
 from common.types import WeightVersion
 from common.weight_layout import Canary
 from learner.mesh import Mesh
 from learner.weight_publisher import WeightPublisher
 from tests.builders import version
 from tests.integration.weight_plane import (
-    RUN,
-    SMALL_BUCKET_BYTES,
     WAIT_S,
     AnnouncementLog,
     fleet,
+    free_port,
     make_agent,
+    make_publisher,
+    publish_in_process,
+    publisher_config,
 )
+from tests.tiny_models import make_tiny_qwen2
 
 _CANARY = Canary(token_ids=((1, 2),), logprobs=((-0.5,),), tolerance=1e-3)
 
@@ -55,23 +63,9 @@ class Policy(torch.nn.Module):
         return {name: item.detach().clone() for name, item in self.named_parameters()}
 
 
-def _config(root: Path) -> Config:
-    return Config(
-        run=RunConfig(directory=str(root), id=RUN),
-        model=ModelConfig(path="unused"),
-        weights=WeightsConfig(bucket_bytes=SMALL_BUCKET_BYTES, deadline_s=5.0, keep_versions=2),
-    )
-
-
 def _publisher(config: Config, broker: AnnouncementLog) -> WeightPublisher:
-    return WeightPublisher(
-        config,
-        RunPaths(Path(config.run.directory)),
-        Mesh(rank=0, world_size=1, device=torch.device("cpu"), data_axis=None),
-        broker,
-        Metrics(),
-        structlog.stdlib.get_logger("test"),
-    )
+    mesh = Mesh(rank=0, world_size=1, device=torch.device("cpu"), data_axis=None)
+    return make_publisher(config, mesh, broker)
 
 
 def _published(root: Path, at: WeightVersion) -> dict[str, torch.Tensor]:
@@ -89,7 +83,7 @@ def _same(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> 
 def test_what_is_published_is_the_snapshot_and_not_the_newer_weights(tmp_path: Path) -> None:
     broker, policy = AnnouncementLog(), Policy()
     broker.may_announce.clear()
-    publisher = _publisher(_config(tmp_path), broker)
+    publisher = _publisher(publisher_config(tmp_path), broker)
     before = policy.copy()
     publisher.publish(version(1), policy, _CANARY)
     policy.train_step()
@@ -105,7 +99,7 @@ def test_what_is_published_is_the_snapshot_and_not_the_newer_weights(tmp_path: P
 def test_a_newer_snapshot_replaces_the_one_that_waits(tmp_path: Path) -> None:
     broker, policy = AnnouncementLog(), Policy()
     broker.may_announce.clear()
-    publisher = _publisher(_config(tmp_path), broker)
+    publisher = _publisher(publisher_config(tmp_path), broker)
     publisher.publish(version(1), policy, _CANARY)
     assert broker.is_announcing.acquire(timeout=WAIT_S)
     for step in (2, 3, 4):
@@ -122,7 +116,7 @@ def test_a_newer_snapshot_replaces_the_one_that_waits(tmp_path: Path) -> None:
 
 def test_only_the_last_versions_are_kept(tmp_path: Path) -> None:
     broker, policy = AnnouncementLog(), Policy()
-    publisher = _publisher(_config(tmp_path), broker)
+    publisher = _publisher(publisher_config(tmp_path), broker)
     for step in range(4):
         publisher.publish(version(step), policy, _CANARY)
         publisher.wait_for_room()
@@ -138,7 +132,7 @@ def test_an_actor_that_serves_receives_by_group_the_snapshot_of_the_step(tmp_pat
         broker.on_announcement = lambda message, manifest: received.append(
             actor.submit(agent.receive, message, manifest)
         )
-        publisher = _publisher(_config(tmp_path), broker)
+        publisher = _publisher(publisher_config(tmp_path), broker)
         snapshots = []
         for step in (1, 2):
             snapshots.append(policy.copy())
@@ -157,7 +151,7 @@ def test_an_actor_that_serves_receives_by_group_the_snapshot_of_the_step(tmp_pat
 
 def test_an_actor_that_never_answers_does_not_hold_up_the_learner(tmp_path: Path) -> None:
     broker, policy = AnnouncementLog(fleet("gone")), Policy()
-    publisher = _publisher(_config(tmp_path), broker)
+    publisher = _publisher(publisher_config(tmp_path), broker)
     for step in (1, 2):
         publisher.publish(version(step), policy, _CANARY)
         publisher.wait_for_room()
@@ -169,7 +163,7 @@ def test_actors_that_start_or_are_silent_are_not_invited(tmp_path: Path) -> None
     serving, starting, silent = fleet("a", "b", "c")
     broker = AnnouncementLog([serving, _with(starting, serving=None), _with(silent, silent_s=60.0)])
     broker.may_announce.clear()
-    publisher = _publisher(_config(tmp_path), broker)
+    publisher = _publisher(publisher_config(tmp_path), broker)
     publisher.publish(version(1), Policy(), _CANARY)
     broker.may_announce.set()
     publisher.wait_for_room()
@@ -180,7 +174,7 @@ def test_actors_that_start_or_are_silent_are_not_invited(tmp_path: Path) -> None
 
 
 def test_a_pull_only_run_announces_no_group(tmp_path: Path) -> None:
-    config = _config(tmp_path)
+    config = publisher_config(tmp_path)
     config = replace(config, weights=replace(config.weights, transfer="pull"))
     broker = AnnouncementLog(fleet("a"))
     publisher = _publisher(config, broker)
@@ -193,7 +187,7 @@ def test_a_pull_only_run_announces_no_group(tmp_path: Path) -> None:
 def test_an_absent_broker_is_told_again_as_long_as_nothing_newer_waits(tmp_path: Path) -> None:
     broker = AnnouncementLog()
     broker.num_silences = 2
-    publisher = _publisher(_config(tmp_path), broker)
+    publisher = _publisher(publisher_config(tmp_path), broker)
     publisher.publish(version(1), Policy(), _CANARY)
     for _ in range(3):
         assert broker.is_announcing.acquire(timeout=WAIT_S)
@@ -203,11 +197,11 @@ def test_an_absent_broker_is_told_again_as_long_as_nothing_newer_waits(tmp_path:
 
 def test_a_version_used_twice_stops_the_training_loop_at_its_next_publish(tmp_path: Path) -> None:
     policy = Policy()
-    first = _publisher(_config(tmp_path), AnnouncementLog())
+    first = _publisher(publisher_config(tmp_path), AnnouncementLog())
     first.publish(version(1), policy, _CANARY)
     first.close()
     policy.train_step()
-    second = _publisher(_config(tmp_path), AnnouncementLog())
+    second = _publisher(publisher_config(tmp_path), AnnouncementLog())
     second.publish(version(1), policy, _CANARY)
     second._thread.join(WAIT_S)
     with pytest.raises(CheckpointError, match="never used twice"):
@@ -217,3 +211,30 @@ def test_a_version_used_twice_stops_the_training_loop_at_its_next_publish(tmp_pa
 
 def _with(member: FleetMember, **changes: object) -> FleetMember:
     return msgspec.structs.replace(member, **changes)
+
+
+@pytest.mark.slow
+def test_two_ranks_publish_the_same_whole_tensors_and_drop_the_same_snapshot(
+    tmp_path: Path,
+) -> None:
+    model = make_tiny_qwen2(tmp_path / "model", tied=True)
+    port = free_port()
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [
+        spawn.Process(target=publish_in_process, args=(str(tmp_path), rank, 2, port))
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(90.0)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    weights = {name: tensor.detach().float() for name, tensor in model.named_parameters()}
+    assert published_versions(tmp_path / "weights") == [version(1), version(4)]
+    assert _same(_published(tmp_path, version(1)), weights)
+    moved = {name: tensor + 1.0 + 1.0 + 1.0 for name, tensor in weights.items()}
+    assert _same(_published(tmp_path, version(4)), moved)
+    manifest = read_manifest(tmp_path / "weights" / "0.4")
+    check_digests(moved, manifest)
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert {spec.name for spec in manifest.tensors} == set(saved)

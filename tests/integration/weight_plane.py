@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 
 from actors.generation.weight_agent import WeightAgent
-from common.codec import unpack, unpack_manifest
-from common.messages import FleetMember, PublishWeights, TransferGroup
+from common.codec import Buffer, Decoded, unpack, unpack_manifest
+from common.config import Config, ModelConfig, RunConfig, RunPaths, WeightsConfig
+from common.errors import RequestTimeoutError
+from common.messages import (
+    Ack,
+    Fleet,
+    FleetMember,
+    GetFleet,
+    PublishWeights,
+    Request,
+    TransferGroup,
+)
+from common.metrics import Metrics
 from common.torch.digest import describe_tensors
 from common.torch.weight_files import write_version
 from common.torch.weight_group import WeightGroup
 from common.torch.weight_rendezvous import TransferGuest, TransferHost
 from common.types import Role
-from common.weight_layout import TensorSpec, WeightManifest, plan_buckets
+from common.weight_layout import Canary, TensorSpec, WeightManifest, plan_buckets
+from learner.mesh import Mesh, learner_mesh
+from learner.weight_publisher import WeightPublisher
+from learner.weight_sender import BrokerChannel
 from tests.builders import version
 
 RUN = "run"
 WAIT_S = 20.0
+NO_CANARY = Canary(token_ids=(), logprobs=(), tolerance=1e-3)
 DEADLINE_S = 5.0
 SMALL_BUCKET_BYTES = 4096
 EXIT_BY_SOURCE = {"group": 10, "pull": 11}
@@ -178,3 +196,65 @@ def die_in_process(name: str, announcement: bytes, manifest: bytes, num_buckets:
     for bucket in list(plan_buckets(tensors.tensors, LARGE_BUCKET_BYTES))[:num_buckets]:
         group.broadcast(torch.empty(sum(spec.num_elements for spec in bucket)))
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_publisher(config: Config, mesh: Mesh, channel: BrokerChannel) -> WeightPublisher:
+    """The publisher of one rank."""
+    paths = RunPaths(Path(config.run.directory))
+    log = structlog.stdlib.get_logger("test")
+    return WeightPublisher(config, paths, mesh, channel, Metrics(), log)
+
+
+def publisher_config(root: Path) -> Config:
+    """A run under ``root`` with small buckets that keeps two versions."""
+    return Config(
+        run=RunConfig(directory=str(root), id=RUN),
+        model=ModelConfig(path="unused"),
+        weights=WeightsConfig(
+            bucket_bytes=SMALL_BUCKET_BYTES, deadline_s=DEADLINE_S, keep_versions=2
+        ),
+    )
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def publish_in_process(root: str, rank: int, num_ranks: int, store_port: int) -> None:
+    """Body of one FSDP rank: publishes version 1, then 2, 3 and 4 while 1 is being announced."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store_port),
+    }
+    from learner.model import load_policy
+
+    log = AnnouncementLog()
+    log.may_announce.clear()
+    with learner_mesh() as mesh:
+        policy = load_policy(Path(root) / "model", mesh, max_length=64)
+        publisher = make_publisher(publisher_config(Path(root)), mesh, log)
+        publisher.publish(version(1), policy, NO_CANARY)
+        if mesh.is_main and not log.is_announcing.acquire(timeout=WAIT_S):
+            sys.exit(1)
+        for step in (2, 3, 4):
+            add_one(policy)
+            publisher.publish(version(step), policy, NO_CANARY)
+        log.may_announce.set()
+        publisher.wait_for_room()
+        mesh.broadcast()
+        publisher.close()
+    if mesh.is_main and [item.version for item in log.announced] != [version(1), version(4)]:
+        sys.exit(2)
+
+
+@torch.no_grad()
+def add_one(policy: torch.nn.Module) -> None:
+    """Move every weight by one, shard by shard."""
+    for parameter in policy.parameters():
+        parameter.add_(1.0)

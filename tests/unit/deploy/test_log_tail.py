@@ -53,6 +53,12 @@ def test_the_summary_of_torchrun_is_passed_over() -> None:
     assert last_error_line(TORCHRUN_SUMMARY) == "checkpoint 7 is incomplete (delete it)"
 
 
+def test_a_traceback_of_a_rank_is_reported_without_its_prefix() -> None:
+    said = "[rank0]: Traceback\n[rank0]:   File x\n[rank0]: RuntimeError: no such op\n"
+    summary = TORCHRUN_SUMMARY.partition("\n")[2]
+    assert last_error_line(said + summary) == "RuntimeError: no such op"
+
+
 def test_the_exit_code_of_the_first_failed_rank_is_found() -> None:
     assert torchrun_exit_code(TORCHRUN_SUMMARY) == -9
     assert torchrun_exit_code("Killed\n") is None

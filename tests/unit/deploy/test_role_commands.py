@@ -81,3 +81,18 @@ def test_children_always_write_bytecode(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in child_environment({})
     assert child_environment({"A": "1"})["A"] == "1"
+
+
+def test_gpus_are_divided_between_learner_and_actors() -> None:
+    specs = process_specs(config_of(), Path("/a.toml"), master_port=1, gpus=["0", "1", "2"])
+    seen = {spec.name: spec.env.get("CUDA_VISIBLE_DEVICES") for spec in specs}
+    assert seen["learner"] == "0"
+    assert (seen["actor-0"], seen["actor-1"]) == ("1", "2")
+    assert seen["broker"] is None
+
+
+def test_an_evaluation_gives_every_gpu_to_actors() -> None:
+    config = config_of(kind="collect")
+    specs = process_specs(config, Path("/a.toml"), master_port=1, gpus=["0", "1"])
+    seen = {spec.name: spec.env.get("CUDA_VISIBLE_DEVICES") for spec in specs}
+    assert (seen["actor-0"], seen["actor-1"], seen["collector"]) == ("0", "1", None)

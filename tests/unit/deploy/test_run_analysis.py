@@ -6,6 +6,7 @@ from deploy.run_analysis import (
     between,
     counter_increases,
     lag_histogram,
+    observed_s,
     peak_rss_bytes,
     role_times,
     seconds_left,
@@ -43,6 +44,18 @@ def test_a_process_that_did_not_answer_is_not_taken_for_zero() -> None:
 def test_tokens_per_second_is_growth_over_time() -> None:
     assert tokens_per_second(scrapes_of(actor(0), actor(400), actor(1200))) == 300.0
     assert tokens_per_second(scrapes_of(actor(5))) == 0.0
+
+
+def test_the_time_between_a_stop_and_a_resume_does_not_count() -> None:
+    first, second, third = scrapes_of(actor(0), actor(400), actor(400))
+    resumed = [
+        Scrape(time=third.time + 500.0, processes={"actor-0": actor(0, pid=2)}),
+        Scrape(time=third.time + 502.0, processes={"actor-0": actor(200, pid=2)}),
+    ]
+    scrapes = [first, second, *resumed]
+    assert observed_s(scrapes) == 4.0
+    assert tokens_per_second(scrapes) == 150.0
+    assert role_times(scrapes)["actor"].idle_s == 4.0
 
 
 def test_token_rates_slide_over_a_window() -> None:

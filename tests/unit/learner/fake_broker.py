@@ -76,7 +76,7 @@ def reward_of(group_id: int, index: int) -> float:
 
 @dataclass
 class FakeBroker:
-    """Answers the learner's requests; ``kill_at`` counts them down to a :class:`Killed`."""
+    """Answers the learner's requests."""
 
     sample: Sampler
     group_size: int
@@ -87,6 +87,9 @@ class FakeBroker:
     """Every group was sampled so many steps before it is pulled (never before step 0)."""
     reward: Callable[[int, int], float] = reward_of
     kill_at: int | None = None
+    """The learner dies at this request (counted from 1), once."""
+    kill_after_effect: bool = False
+    """It dies when the broker has done what it asked for, before the answer arrives."""
     policy_step: int = 0
     checkpoint_step: int = 0
     incarnation: int = 0
@@ -104,14 +107,13 @@ class FakeBroker:
         self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
     ) -> Decoded:
         """Answer as the broker would; at ``kill_at`` die instead of it."""
-        if self.kill_at is not None:
-            self.kill_at -= 1
-            if self.kill_at == 0:
-                raise Killed
+        dies_now = self._counts_down()
+        if dies_now and not self.kill_after_effect:
+            raise Killed
         self.log.append(type(message).__name__)
         answer = getattr(self, f"on_{type(message).__name__}")(message)
         reply, arrays = answer if isinstance(answer, tuple) else (answer, [])
-        if self.kill_at == -1:
+        if dies_now:
             raise Killed
         return Decoded(1, reply, [memoryview(frame).cast("B") for frame in arrays])
 
@@ -159,15 +161,15 @@ class FakeBroker:
     def on_CommitCheckpoint(self, message: CommitCheckpoint) -> AnyMessage:
         """Steps before it are trained and their payloads may go."""
         assert message.policy_step <= self.policy_step
-        self.checkpoint_step = max(self.checkpoint_step, message.policy_step)
-        for step in [step for step in self.stepped if step < message.policy_step]:
-            self.trained |= {*self.stepped.pop(step)}
+        self._train_before(message.policy_step)
         return Ack()
 
     def on_ResumeLearner(self, message: ResumeLearner) -> AnyMessage:
-        """What is in no record waits again, in the old order."""
+        """What no checkpoint covers and no record lists waits again, in the old order."""
         if message.policy_step < self.checkpoint_step and not message.forked:
             raise RefusedError("trained", "an older checkpoint")
+        if not message.forked:
+            self._train_before(message.policy_step)
         listed = {item for batch in message.stepped for item in batch.group_ids}
         held = [item for batch in self.stepped.values() for item in batch] + self.handed_over
         self.waiting = sorted({*self.waiting, *held} - listed)
@@ -210,9 +212,14 @@ class FakeBroker:
             num_completion_tokens=len(arrays.completion_token_ids),
             finish_reason=FinishReason.STOP,
             temperature=1.0,
-            version_spans=(VersionSpan(start=0, version=self.versions[rollout_id.group_id]),),
+            version_spans=(VersionSpan(start=0, version=self._version_of(rollout_id)),),
             actor="actor-0",
         )
+
+    def _version_of(self, rollout_id: RolloutId) -> WeightVersion:
+        """As handed over; a rank that only fetches has its own broker, which never handed over."""
+        unknown = WeightVersion(incarnation=0, policy_step=0)
+        return self.versions.get(rollout_id.group_id, unknown)
 
     def _verdict(self, rollout_id: RolloutId) -> Verdict:
         reward = self.reward(rollout_id.group_id, rollout_id.index)
@@ -221,6 +228,21 @@ class FakeBroker:
             reward=reward,
             components=(RewardComponent(name="accuracy", value=reward),),
         )
+
+    def _counts_down(self) -> bool:
+        if self.kill_at is None:
+            return False
+        self.kill_at -= 1
+        if self.kill_at > 0:
+            return False
+        self.kill_at = None
+        return True
+
+    def _train_before(self, policy_step: int) -> None:
+        """A checkpoint covers these steps, whether or not the learner lived to say so."""
+        self.checkpoint_step = max(self.checkpoint_step, policy_step)
+        for step in [step for step in self.stepped if step < policy_step]:
+            self.trained |= {*self.stepped.pop(step)}
 
     def _has_more(self) -> bool:
         return bool(self.waiting) or self.next_group < self.num_groups

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import ModelDirectoryError
@@ -131,6 +132,15 @@ def test_models_that_the_packed_forward_would_get_wrong_are_refused(
     config = json.loads((directory / "config.json").read_text()) | change
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelDirectoryError, match=message):
+        load_policy(directory, ALONE, max_length=64)
+
+
+def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
+    directory = small_model(tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelDirectoryError, match=r"1 weights are missing, first model\.norm"):
         load_policy(directory, ALONE, max_length=64)
 
 

@@ -1,0 +1,108 @@
+"""One rank of a learner under test: a step on a fake broker, its results written by rank 0.
+
+Started as ``python -m tests.integration.learner_ranks ROOT`` with the environment of torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from learner.canary import compute_canary
+from learner.export import gather_weights
+from learner.group_source import Chunk
+from learner.mesh import learner_mesh
+from learner.run_state import TrainingRun, build_run
+from learner.update import TrainingBatch
+from tests.unit.learner.small_run import (
+    RecordingPublisher,
+    small_broker,
+    small_config,
+    small_process,
+)
+
+NUM_GROUPS = 5
+
+
+def run_ranks(root: Path, world_size: int) -> None:
+    """Take one step on ``world_size`` ranks; raises when a rank fails."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.learner_ranks", str(root)],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=100)
+            assert rank.returncode == 0, errors.decode()[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def _gather(run: TrainingRun) -> TrainingBatch:
+    batch = run.updater.start_batch(run.policy_step)
+    while len(batch.group_ids) < NUM_GROUPS:
+        chunk = run.source.next_chunk(run.lineage, run.policy_step, held=batch.group_ids)
+        assert isinstance(chunk, Chunk)
+        run.updater.accumulate(batch, chunk)
+    return batch
+
+
+def _whole_gradients(run: TrainingRun) -> dict[str, Tensor]:
+    found = {}
+    for name, weight in run.policy.named_weights():
+        assert weight.grad is not None
+        gradient = weight.grad
+        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        found[name] = whole.clone()  # the step divides and clips in place
+    return found
+
+
+def main(root: Path) -> None:
+    """Step once, save gradients, weights, canary and statistics, and checkpoint."""
+    config = small_config(root, groups_per_step=NUM_GROUPS)
+    with learner_mesh() as mesh, small_process(config) as process:
+        broker = small_broker(
+            chunk_sizes=(1, 2)
+        )  # a chunk of one group leaves a rank idle at times
+        run = build_run(process, broker, mesh, RecordingPublisher())
+        batch = _gather(run)
+        gradients = _whole_gradients(run)
+        outcome = run.apply(batch)
+        canary = compute_canary(run.policy, mesh, tolerance=1e-3)
+        run.policy_step = broker.policy_step = 1
+        run.checkpoint()
+        weights = gather_weights(run.policy, mesh, next(run.policy.parameters()).dtype)
+        digest = run.digest()
+        if mesh.is_main:
+            save_file(gradients, root / "gradients.safetensors")
+            save_file(weights, root / "weights.safetensors")
+            report = {
+                "loss": outcome.loss,
+                "grad_norm": outcome.grad_norm,
+                "sums": outcome.sums,
+                "gap": outcome.on_policy_gap,
+                "canary": canary.logprobs,
+                "digest": digest,
+                "denominator": batch.denominator,
+            }
+            (root / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""Two ranks compute what one rank computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.learner_ranks import run_ranks
+from tests.unit.learner.small_run import small_config, small_model, small_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Results of the same step on one and on two ranks."""
+    found: dict[int, Path] = {}
+    for world_size in (1, 2):
+        root = tmp_path_factory.mktemp(f"ranks-{world_size}")
+        if found:
+            shutil.copytree(found[1] / "model", root / "model")
+        else:
+            small_model(root / "model")
+        run_ranks(root, world_size)
+        found[world_size] = root
+    return found
+
+
+def _report(root: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((root / "report.json").read_text())
+    return report
+
+
+def test_two_ranks_have_the_gradients_of_one(roots: dict[int, Path]) -> None:
+    one = load_file(roots[1] / "gradients.safetensors")
+    two = load_file(roots[2] / "gradients.safetensors")
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(two[name], expected, rtol=1e-6, atol=1e-6 * scale)
+
+
+def test_two_ranks_have_the_loss_norm_and_statistics_of_one(roots: dict[int, Path]) -> None:
+    one, two = _report(roots[1]), _report(roots[2])
+    assert two["denominator"] == one["denominator"]
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-6)
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["sums"] == pytest.approx(one["sums"], rel=1e-5)
+    assert two["gap"] == pytest.approx(one["gap"], rel=1e-5)
+
+
+def test_the_canary_is_computed_under_the_weights_after_the_step(roots: dict[int, Path]) -> None:
+    for one, two in zip(_report(roots[1])["canary"], _report(roots[2])["canary"], strict=True):
+        assert two == pytest.approx(one, abs=1e-3)
+
+
+def test_a_checkpoint_of_two_ranks_is_restored_by_one(
+    roots: dict[int, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(roots[2], tmp_path / "root")
+    expected = load_file(roots[2] / "weights.safetensors")
+    with small_run(small_config(tmp_path / "root")) as run:
+        run.restore(1)
+        assert run.digest() == _report(roots[2])["digest"]
+        for name, weight in run.policy.named_weights():
+            assert torch.equal(weight, expected[name]), name
+            assert run.optimizer.state[weight]["step"].item() == 1
+            assert run.optimizer.state[weight]["exp_avg"].abs().sum().item() > 0

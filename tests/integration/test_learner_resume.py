@@ -1,0 +1,265 @@
+"""A learner killed at any moment arrives at the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.config import Config
+from common.errors import CheckpointError
+from common.types import WeightVersion
+from learner.group_source import Ending
+from learner.lineage import read_lineage
+from learner.step_record import StepRecord, read_step_record, record_path
+from learner.train import train
+from tests.unit.learner.fake_broker import FakeBroker, Killed
+from tests.unit.learner.small_run import (
+    ALONE,
+    RecordingPublisher,
+    small_broker,
+    small_config,
+    small_model,
+    small_process,
+)
+
+NUM_STEPS = 5
+
+
+def _config(root: Path) -> Config:
+    return small_config(root, num_steps=NUM_STEPS, checkpoint_every=2)
+
+
+def _broker() -> FakeBroker:
+    return small_broker(chunk_sizes=(1, 2))
+
+
+def _run_once(config: Config, broker: FakeBroker, publisher: RecordingPublisher) -> Ending:
+    with small_process(config) as process:
+        return train(process, broker, ALONE, publisher)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[WeightVersion, str], dict[str, torch.Tensor], int]:
+    """Digests of all versions, final weights and the number of requests of an unkilled run."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(model, root / "model")
+    publisher, broker = RecordingPublisher(), _broker()
+    assert _run_once(_config(root), broker, publisher) is Ending.COMPLETED
+    return publisher.published, load_file(root / "run/model/model.safetensors"), len(broker.log)
+
+
+def _finish(config: Config, broker: FakeBroker, publisher: RecordingPublisher) -> int:
+    """Start the learner until it is done; returns how often it was killed."""
+    for num_kills in range(20):
+        try:
+            assert _run_once(config, broker, publisher) is Ending.COMPLETED
+            return num_kills
+        except Killed:
+            publisher.on_publish = None
+    raise AssertionError("the learner never finished")
+
+
+def _check_same(
+    root: Path,
+    publisher: RecordingPublisher,
+    undisturbed: tuple[dict[WeightVersion, str], dict[str, torch.Tensor], int],
+) -> None:
+    versions, weights, _ = undisturbed
+    for version, digest in publisher.published.items():
+        assert versions[version] == digest
+    final = load_file(root / "run/model/model.safetensors")
+    assert final.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(final[name], weight), name
+
+
+@pytest.mark.parametrize("share", [step / 12 for step in range(12)])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_a_request_it_resumes_to_the_same_bits(
+    tmp_path: Path,
+    model: Path,
+    undisturbed: tuple[dict[WeightVersion, str], dict[str, torch.Tensor], int],
+    share: float,
+    when: str,
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    broker, publisher = _broker(), RecordingPublisher()
+    broker.kill_at = 1 + int(share * undisturbed[2])
+    broker.kill_after_effect = when == "after"
+    assert _finish(_config(tmp_path), broker, publisher) == 1
+    _check_same(tmp_path, publisher, undisturbed)
+    assert len(broker.trained) == NUM_STEPS * 2
+    assert broker.incarnation == 0
+
+
+@pytest.mark.parametrize("policy_step", range(NUM_STEPS + 1))
+def test_killed_between_commit_and_publication_it_resumes_to_the_same_bits(
+    tmp_path: Path,
+    model: Path,
+    undisturbed: tuple[dict[WeightVersion, str], dict[str, torch.Tensor], int],
+    policy_step: int,
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+
+    def kill(version: WeightVersion) -> None:
+        if version.policy_step == policy_step:
+            raise Killed
+
+    broker, publisher = _broker(), RecordingPublisher(on_publish=kill)
+    assert _finish(_config(tmp_path), broker, publisher) == 1
+    _check_same(tmp_path, publisher, undisturbed)
+
+
+def _stop_at(policy_step: int) -> Callable[[WeightVersion], None]:
+    def kill(version: WeightVersion) -> None:
+        if version.policy_step == policy_step:
+            raise Killed
+
+    return kill
+
+
+def _kill_at_version(root: Path, model: Path, policy_step: int) -> FakeBroker:
+    shutil.copytree(model, root / "model")
+    broker = _broker()
+    with pytest.raises(Killed):
+        _run_once(_config(root), broker, RecordingPublisher(on_publish=_stop_at(policy_step)))
+    return broker
+
+
+def _change_record(path: Path, **fields: object) -> None:
+    record: StepRecord = msgspec.structs.replace(read_step_record(path), **fields)
+    path.write_bytes(msgspec.json.encode(record))
+
+
+def test_weights_that_cannot_be_reproduced_open_a_new_incarnation(
+    tmp_path: Path, model: Path
+) -> None:
+    broker = _kill_at_version(tmp_path, model, 4)  # checkpoint 2, records 2 and 3
+    steps = tmp_path / "run/learner/steps"
+    _change_record(record_path(steps, 3, 0), weight_digest="0" * 16)
+    publisher = RecordingPublisher()
+    assert _run_once(_config(tmp_path), broker, publisher) is Ending.COMPLETED
+    assert [str(version) for version in publisher.published] == ["1.2", "1.3", "1.4", "1.5"]
+    assert broker.incarnation == 1
+    lineage = read_lineage(tmp_path / "run/learner/lineage.json")
+    assert lineage.incarnation == 1
+    # sampled at 4 of the lost branch, trained at 3: two steps back to the fork and one forward
+    assert lineage.lag(WeightVersion(incarnation=0, policy_step=4), 3) == 3
+    assert record_path(steps, 3, 0).exists(), "the lost branch stays on record"
+    assert record_path(steps, 3, 1).exists()
+
+
+def test_another_number_of_ranks_cannot_repeat_a_record(tmp_path: Path, model: Path) -> None:
+    broker = _kill_at_version(tmp_path, model, 3)
+    _change_record(record_path(tmp_path / "run/learner/steps", 2, 0), world_size=2)
+    publisher = RecordingPublisher()
+    assert _run_once(_config(tmp_path), broker, publisher) is Ending.COMPLETED
+    assert min(publisher.published) == WeightVersion(incarnation=1, policy_step=2)
+
+
+def test_groups_that_the_broker_has_lost_open_a_new_incarnation(
+    tmp_path: Path, model: Path
+) -> None:
+    broker = _kill_at_version(tmp_path, model, 3)
+    broker.trained |= {*broker.stepped[2]}
+    publisher = RecordingPublisher()
+    assert _run_once(_config(tmp_path), broker, publisher) is Ending.COMPLETED
+    assert min(publisher.published) == WeightVersion(incarnation=1, policy_step=2)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_it(
+    tmp_path: Path, model: Path
+) -> None:
+    broker = _kill_at_version(tmp_path, model, 5)
+    newest = tmp_path / "run/learner/checkpoints/00000004"
+    (tensors,) = newest.glob("*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    publisher = RecordingPublisher()
+    assert _run_once(_config(tmp_path), broker, publisher) is Ending.COMPLETED
+    # its groups are trained at the broker and their payloads gone, so step 4 cannot be repeated
+    assert min(publisher.published) == WeightVersion(incarnation=1, policy_step=2)
+
+
+def test_flipped_bits_in_a_checkpoint_are_not_trained_on(tmp_path: Path, model: Path) -> None:
+    broker = _kill_at_version(tmp_path, model, 5)
+    newest = tmp_path / "run/learner/checkpoints/00000004"
+    (tensors,) = newest.glob("*.safetensors")
+    data = bytearray(tensors.read_bytes())
+    data[-5] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(
+        CheckpointError, match=r"weights have digest .*\(delete .*00000004 to go on"
+    ):
+        _run_once(_config(tmp_path), broker, RecordingPublisher())
+
+
+def test_without_any_checkpoint_left_the_run_is_not_started_anew(
+    tmp_path: Path, model: Path
+) -> None:
+    broker = _kill_at_version(tmp_path, model, 3)
+    shutil.rmtree(tmp_path / "run/learner/checkpoints")
+    with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
+        _run_once(_config(tmp_path), broker, RecordingPublisher())
+
+
+def test_a_stopped_learner_checkpoints_and_a_later_start_goes_on(
+    tmp_path: Path,
+    model: Path,
+    undisturbed: tuple[dict[WeightVersion, str], dict[str, torch.Tensor], int],
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    broker, publisher = _broker(), RecordingPublisher()
+    config = _config(tmp_path)
+    with small_process(config) as process:
+
+        def stop(version: WeightVersion) -> None:
+            if version.policy_step == 3:
+                process.stop.set("SIGTERM")
+
+        publisher.on_publish = stop
+        assert train(process, broker, ALONE, publisher) is Ending.STOPPED
+    assert not broker.ended
+    assert broker.checkpoint_step == 3
+    publisher.on_publish = None
+    assert _run_once(config, broker, publisher) is Ending.COMPLETED
+    assert broker.ended
+    _check_same(tmp_path, publisher, undisturbed)
+
+
+def test_used_up_prompts_end_the_run(tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    broker = small_broker(num_groups=5)
+    assert _run_once(_config(tmp_path), broker, RecordingPublisher()) is Ending.EXHAUSTED
+    assert broker.ended
+    assert broker.trained == {0, 1, 2, 3}
+    assert (tmp_path / "run/model/config.json").is_file()
+
+
+def test_telemetry_has_one_strict_json_line_a_step(tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    _run_once(_config(tmp_path), _broker(), RecordingPublisher())
+    lines = (tmp_path / "run/telemetry/steps.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
+    assert [row["policy_step"] for row in rows] == list(range(NUM_STEPS))
+    assert all(row["reward_mean"] == row["accuracy_mean"] == 0.5 for row in rows)
+    assert all(sum(row["lag_histogram"].values()) == row["num_tokens"] for row in rows)
+    assert {"wait", "compute", "step", "commit", "publish", "publish_wait"} <= {
+        *rows[-1]["seconds"]
+    }
+    shown = (tmp_path / "run/telemetry/rollouts.jsonl").read_text().splitlines()
+    assert len(shown) == 2 * NUM_STEPS  # a rollout of each group, at most four
+    assert json.loads(shown[0])["prompt"] == "1+2="

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from deploy.demo_stages import Stage
+from deploy.stage_runner import run_stage
+from deploy.supervisor import StopRequest
+
+
+def stage_of(source: str) -> Stage:
+    return Stage("train", "train", (sys.executable, "-c", source))
+
+
+def nothing() -> None:
+    """No display."""
+
+
+def test_a_stage_that_ends_with_zero_is_done_and_its_output_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "train.log"
+    end = run_stage(stage_of("print('trained')"), log, StopRequest(), nothing)
+    assert end.exit_code == 0
+    assert end.result.is_done
+    assert end.result.seconds > 0.0
+    assert end.result.peak_rss_bytes > 1 << 20
+    assert log.read_text() == "trained\n"
+
+
+def test_a_stage_that_fails_is_not_done(tmp_path: Path) -> None:
+    end = run_stage(stage_of("raise SystemExit(75)"), tmp_path / "a.log", StopRequest(), nothing)
+    assert end.exit_code == 75
+    assert not end.result.is_done
+
+
+def test_a_stop_ends_the_stage_and_leaves_it_to_be_resumed(tmp_path: Path) -> None:
+    stop = StopRequest()
+    wait = "import threading; threading.Event().wait(60)"
+    end = run_stage(stage_of(wait), tmp_path / "a.log", stop, on_tick=stop.signal)
+    assert end.exit_code is None
+    assert not end.result.is_done
+    assert end.result.seconds < 8.0
