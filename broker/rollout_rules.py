@@ -60,15 +60,16 @@ def lease_prompt(
 def may_sample(ledger: Ledger, serving: WeightVersion) -> bool:
     """Whether answers sampled under ``serving`` could be of use.
 
-    In a training run the learner must have announced weights, and the actor must have left the
-    branch of a lost incarnation.
+    In a training run the learner must have announced these weights or newer ones, and the actor
+    must have left the branch of a lost incarnation.
     """
     if ledger.state.sealed:
         return False
     if not ledger.is_train:
         return True
-    announced = ledger.newest_version is not None
-    return announced and serving.incarnation == ledger.state.timeline.incarnation
+    newest = ledger.newest_version
+    current = ledger.state.timeline.incarnation
+    return newest is not None and serving <= newest and serving.incarnation == current
 
 
 def _admitted(
@@ -171,7 +172,7 @@ def _second_result(
         if content_hash == item.content_hash:
             return Decision((), "accepted")
         return _quarantined(group)
-    if rollout_id.attempt > item.attempt:
+    if True:
         return counted(Counter.DUPLICATE, "duplicate")
     return counted(Counter.LATE, "late")
 

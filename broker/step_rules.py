@@ -127,13 +127,21 @@ def commit_step(ledger: Ledger, commit: CommitStep) -> Decision[None]:
     if commit.policy_step < state.policy_step:
         return _commit_again(ledger, commit)
     _check_step(ledger, commit.policy_step)
-    for group_id in commit.group_ids:
-        _held_by_consumer(ledger, group_id)
+    _check_handed_over(ledger, commit.group_ids)
     stepped = events.Stepped(policy_step=commit.policy_step, group_ids=commit.group_ids)
     left = [group for group in state.handed_over if group not in set(commit.group_ids)]
     back = put_back(left)
     stale = evict_stale(ledger, commit.policy_step + 1, left, state.timeline)
     return Decision((*back, stepped, *stale), None)
+
+
+def _check_handed_over(ledger: Ledger, group_ids: Sequence[int]) -> None:
+    """Only groups of the batch being computed can be committed, each of them once."""
+    if len(set(group_ids)) != len(group_ids):
+        raise RefusedError("malformed", "a group is in the batch twice")
+    for group_id in group_ids:
+        if _held_by_consumer(ledger, group_id).place is Place.STEPPED:
+            raise RefusedError("stepped", f"group {group_id} is part of an earlier step")
 
 
 def _commit_again(ledger: Ledger, commit: CommitStep) -> Decision[None]:
@@ -147,8 +155,7 @@ def _commit_again(ledger: Ledger, commit: CommitStep) -> Decision[None]:
 
 def _commit_collected(ledger: Ledger, group_ids: Sequence[int]) -> Decision[None]:
     live = tuple(group_id for group_id in group_ids if group_id in ledger.groups)
-    for group_id in live:
-        _held_by_consumer(ledger, group_id)
+    _check_handed_over(ledger, live)
     return Decision((events.Collected(group_ids=live),) if live else (), None)
 
 

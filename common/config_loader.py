@@ -119,6 +119,8 @@ _ABOVE_ZERO: tuple[str, ...] = (
     "actor.temperature",
     "verifier.wall_limit_s",
     "broker.heartbeat_s",
+    "broker.no_progress_s",
+    "broker.max_absence_s",
     "weights.deadline_s",
     "weights.canary_tolerance",
     "sft.learning_rate",

@@ -21,7 +21,8 @@ def write_report(folder: Path) -> Path:
 
     Raises :class:`common.errors.FatalError` when ``folder`` holds no training step.
     """
-    from deploy.plots import DARK, LIGHT, render_png, render_svg, report_plots
+    from deploy.plot_style import DARK, LIGHT, render_png, render_svg
+    from deploy.plots import report_plots
     from deploy.report_data import read_report
     from deploy.report_page import FigureImages, report_page
 

@@ -19,7 +19,7 @@ from actors.generation.lease_book import LeaseBook, SamplingJob
 from actors.generation.sampler import SampledCompletion, SampleRequest
 from actors.generation.weight_watch import Serving
 from common.arrays import RolloutArrays
-from common.codec import Buffer
+from common.codec import Buffer, Decoded
 from common.errors import DataError, RefusedError, RequestTimeoutError
 from common.messages import (
     Heartbeat,
@@ -38,6 +38,7 @@ from common.types import FinishReason, Prompt, RolloutHeader, RolloutId
 LEASE_WAIT_S = 10.0
 MAX_SUBMITS = 64
 _RETRY_S = 0.5
+_LATE_S = 0.2
 _MAX_ERROR = 2000
 
 
@@ -90,6 +91,7 @@ class RolloutStream:
         self._has_room = asyncio.Event()
         self._submits = asyncio.Semaphore(MAX_SUBMITS)
         self._last_refusal = ""
+        self._asking: asyncio.Future[Decoded] | None = None
 
     def on_completion(self, completion: SampledCompletion) -> None:
         """Take a completion of the engine; call it on the event loop."""
@@ -102,6 +104,7 @@ class RolloutStream:
             room_groups = await self._wait_for_room()
             leases = await self._lease(room_groups)
             await asyncio.gather(*(self._sample(lease) for lease in leases))
+            self._asking = None
 
     async def submit_forever(self) -> None:
         """Send each rollout when it is finished, many at once."""
@@ -138,20 +141,37 @@ class RolloutStream:
                 self._drop(lease)
 
     async def give_back(self) -> None:
-        """At the end: send what is finished, return what is not."""
+        """At the end: send what is finished, return what is not.
+
+        The broker may answer the last request for prompts with the very work that was returned.
+        """
         finished = [self._send(rollout_id) for rollout_id in list(self._unsent)]
         unfinished = self._book.unfinished_leases()
         for lease in unfinished:
             self._drop(lease)
         await asyncio.gather(*finished, *(self._return_lease(lease) for lease in unfinished))
+        late = await self._late_leases()
+        await asyncio.gather(*(self._return_lease(item.lease) for item in late))
+
+    async def _late_leases(self) -> Sequence[PromptLease]:
+        if self._asking is None:
+            return ()
+        await asyncio.wait({self._asking}, timeout=_LATE_S)
+        answered = self._asking.done() and not self._asking.cancelled()
+        if not answered or self._asking.exception() is not None:
+            self._asking.cancel()
+            return ()
+        reply = self._asking.result().message
+        return reply.leases if isinstance(reply, PromptLeases) else ()
 
     async def _lease(self, max_groups: int) -> Sequence[PromptLease]:
         serving = self._serving.version
         if serving is None:
             return ()
         message = LeasePrompts(serving=serving, max_groups=max_groups, wait_s=LEASE_WAIT_S)
+        self._asking = asyncio.ensure_future(self._channel.request(message))
         try:
-            reply = (await self._channel.request(message)).message
+            reply = (await asyncio.shield(self._asking)).message
         except RequestTimeoutError:
             return ()
         except RefusedError as error:

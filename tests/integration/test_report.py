@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from common.errors import FatalError
-from deploy.plots import DARK, LIGHT, render_svg, report_plots
+from deploy.plot_style import DARK, LIGHT, render_svg
+from deploy.plots import report_plots
 from deploy.report import report, write_report
 from deploy.report_data import pair_rollouts, read_report
 from deploy.telemetry_records import RolloutRecord

@@ -199,6 +199,19 @@ def test_a_process_that_ignores_signals_is_gone_within_ten_seconds(start: Start)
     assert not is_alive(stubborn)
 
 
+def test_the_end_of_a_finished_run_does_not_wait_for_a_stubborn_process(start: Start) -> None:
+    last = (
+        "import sys, threading; from pathlib import Path; pause = threading.Event()\n"
+        "while not (Path(sys.argv[1]) / 'actor-0.pids').exists(): pause.wait(0.02)"
+    )
+    running = start({"actor-0": STUBBORN, "learner": last})
+    stubborn = running.first_pid("actor-0")
+    begin_s = time.monotonic()
+    assert running.outcome()["exit_code"] == 0
+    assert time.monotonic() - begin_s < 4.0
+    assert not is_alive(stubborn)
+
+
 def test_a_second_signal_does_not_wait_for_a_stubborn_process(start: Start) -> None:
     running = start({"actor-0": STUBBORN, "learner": SERVE})
     stubborn = running.first_pid("actor-0")

@@ -82,9 +82,10 @@ class Driver:
         self.do(step_rules.announce(self.ledger, message, b""))
 
     def lease(self, at: WeightVersion | None = None, owner: str = "actor-0") -> PromptLease | None:
-        return self.do(
-            rollout_rules.lease_prompt(self.ledger, owner, at or version(0), self._prompt_at)
-        )
+        serving, newest = at or version(0), self.ledger.newest_version
+        if newest is not None and newest < serving:
+            self.announce(serving)
+        return self.do(rollout_rules.lease_prompt(self.ledger, owner, serving, self._prompt_at))
 
     def leased(self, at: WeightVersion | None = None, owner: str = "actor-0") -> PromptLease:
         lease = self.lease(at, owner)

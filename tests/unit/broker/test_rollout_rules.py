@@ -9,7 +9,7 @@ from broker.events import Counter
 from common.errors import RefusedError
 from common.messages import GroupCounts, Lease
 from common.types import EvictReason
-from tests.builders import version
+from tests.builders import prompt, version
 from tests.unit.broker.ledger_driver import Driver
 
 
@@ -24,9 +24,18 @@ def test_an_actor_of_another_incarnation_gets_no_prompt() -> None:
     driver = Driver()
     driver.resume(0, incarnation=1, forked=True)
     assert driver.lease(version(0)) is None
-    driver.announce(version(0, incarnation=1))
+    ours = version(0, incarnation=1)
+    before = rollout_rules.lease_prompt(driver.ledger, "actor-0", ours, prompt)
+    assert before.outcome is None
+    driver.announce(ours)
     assert driver.lease(version(0)) is None
     assert driver.lease(version(0, incarnation=1)) is not None
+
+
+def test_an_actor_that_claims_weights_which_were_never_announced_gets_no_prompt() -> None:
+    driver = Driver()
+    claim = rollout_rules.lease_prompt(driver.ledger, "actor-0", version(50), prompt)
+    assert claim.outcome is None
 
 
 def test_at_most_lag_plus_one_batches_are_outstanding() -> None:

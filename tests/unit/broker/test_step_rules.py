@@ -105,6 +105,17 @@ def test_only_groups_that_were_handed_over_can_be_committed() -> None:
         driver.commit(0, [55])
 
 
+def test_a_group_is_in_one_step_only() -> None:
+    driver = Driver()
+    stepped = driver.step(0)
+    with pytest.raises(RefusedError, match="stepped"):
+        driver.commit(1, stepped)
+    group_id = driver.verified(version(1))
+    assert driver.pull(1) == [group_id]
+    with pytest.raises(RefusedError, match="twice"):
+        driver.commit(1, [group_id, group_id])
+
+
 def test_a_commit_of_a_lost_incarnation_is_refused() -> None:
     driver = Driver()
     driver.resume(0, incarnation=1, forked=True)

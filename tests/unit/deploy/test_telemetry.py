@@ -70,7 +70,7 @@ def test_live_processes_are_scraped_with_their_counters_and_memory(tmp_path: Pat
     assert process.groups == {"trained": 12}
     assert process.state == "ready"
     assert process.rss_bytes > 1 << 20
-    assert scrape.rss_bytes >= process.rss_bytes
+    assert scrape.rss_bytes > 1 << 20
 
 
 def test_a_process_that_does_not_answer_is_recorded_as_silent(tmp_path: Path) -> None:
