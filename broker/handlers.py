@@ -6,55 +6,24 @@ the request and asks again when something has changed. A :class:`RefusedError` b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from broker import resume_rules, rollout_rules, step_rules, verdict_rules
 from broker.engine import Engine
+from broker.exchange import Answer, Ask, Identity, content_hash
 from broker.fleet import Fleet
 from broker.leases import Held
 from broker.prompt_source import PromptSource
 from broker.status import run_status
 from broker.step_rules import Pull
 from common import messages
-from common.codec import Buffer, pack
+from common.codec import Buffer
 from common.errors import RefusedError
-from common.messages import Reply, Request
+from common.messages import Request
 from common.types import Role, RolloutHeader, WeightVersion
 
-_Message = TypeVar("_Message")
-
 MAX_LEASES_PER_REPLY = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Ask(Generic[_Message]):
-    """One request: who asks (its registered name), what, and when."""
-
-    client: str
-    message: _Message
-    frames: Sequence[Buffer]
-    now_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One reply with its frames."""
-
-    message: Reply
-    frames: Sequence[Buffer] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a client learns at registration."""
-
-    run_id: str
-    broker_nonce: str
-    heartbeat_s: float
-    lease_s: float
 
 
 class Handlers:
@@ -266,25 +235,6 @@ class Handlers:
         return Answer(run_status(self._ledger, self._identity.run_id, self.num_parked))
 
 
-def content_hash(header: RolloutHeader, frames: Sequence[Buffer]) -> str:
-    """Hash of a whole rollout: tells a resend from another content under the same id."""
-    digest = blake2b(pack(header), digest_size=16)
-    for frame in frames:
-        digest.update(frame)
-    return digest.hexdigest()
-
-
-def empty_answer(request: Request) -> Answer:
-    """What a request gets whose wait ran out."""
-    return Answer(_EMPTY[type(request)])
-
-
-_EMPTY: dict[type[Request], Reply] = {
-    messages.LeasePrompts: messages.PromptLeases(),
-    messages.LeaseRollouts: messages.RolloutLeases(),
-    messages.PullGroups: messages.Groups(),
-    messages.WatchWeights: messages.WeightNotice(),
-}
 _HANDLERS: dict[type[Request], Callable[[Handlers, Ask[Any]], Answer | None]] = {
     messages.Register: lambda handlers, ask: handlers.register(ask.message, ask.now_s),
     messages.Heartbeat: Handlers._heartbeat,

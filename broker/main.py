@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 
 from broker.engine import Engine
+from broker.exchange import Identity
 from broker.fleet import Fleet
-from broker.handlers import Handlers, Identity
+from broker.handlers import Handlers
 from broker.journal import Journal
 from broker.leases import LeaseTable
 from broker.ledger import Ledger

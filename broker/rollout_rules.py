@@ -172,7 +172,7 @@ def _second_result(
         if content_hash == item.content_hash:
             return Decision((), "accepted")
         return _quarantined(group)
-    if True:
+    if rollout_id.attempt > item.attempt:
         return counted(Counter.DUPLICATE, "duplicate")
     return counted(Counter.LATE, "late")
 

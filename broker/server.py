@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from broker.engine import Engine
+from broker.exchange import Answer, Ask, empty_answer
 from broker.fleet import Fleet
-from broker.handlers import Answer, Ask, Handlers, empty_answer
+from broker.handlers import Handlers
 from broker.journal import Journal
 from broker.status import run_status
 from broker.telemetry import count_events, count_requests, export_gauges

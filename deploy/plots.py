@@ -161,14 +161,16 @@ def _draw_rate(axes: Axes, theme: Theme, data: ReportData) -> None:
     axes.fill_between(times, rates, color=theme.series[0], alpha=0.18, linewidth=0)
     axes.plot(times, rates, color=theme.series[0], linewidth=2)
     mean = data.tokens_per_second
-    axes.axhline(mean, color=theme.series[1], linewidth=1.4, linestyle="--", label="mean")
+    colour = theme.series[1]
+    axes.axhline(mean, color=colour, linewidth=1.4, linestyle="--")
+    across = axes.get_yaxis_transform()
+    axes.text(1.0, mean, "mean ", color=colour, ha="right", va="bottom", transform=across)
     title(axes, theme, f"Actors sample {mean:,.0f} tokens a second")
     axes.set_xlabel("time since training began (s)")
     axes.set_ylabel("completion tokens per second")
     axes.set_xlim(left=min(times))
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    legend(axes, theme, "lower right")
 
 
 def _draw_idle(axes: Axes, theme: Theme, data: ReportData) -> None:

@@ -33,6 +33,10 @@ class HeartbeatThread:
         self._done.set()
         self._thread.join(timeout=self._interval_s)
 
+    def is_alive(self) -> bool:
+        """True while heartbeats are sent."""
+        return self._thread.is_alive()
+
     def _beat(self) -> None:
         while not self._done.wait(self._interval_s):
             try:

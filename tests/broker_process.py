@@ -233,10 +233,8 @@ def _pass_if_sealed(error: RefusedError) -> None:
 
 
 @dataclass
-class TestLearner:
+class LearnerClient:
     """The learner's side of a run, with a record of what it trained."""
-
-    __test__ = False
 
     broker: BrokerProcess
     channel: Channel
@@ -247,7 +245,7 @@ class TestLearner:
     max_lag: int = 0
 
     @classmethod
-    async def connect(cls, broker: BrokerProcess) -> TestLearner:
+    async def connect(cls, broker: BrokerProcess) -> LearnerClient:
         learner = cls(broker, await broker.connect(Role.LEARNER, "learner"))
         await learner.channel.request(ResumeLearner(incarnation=0, policy_step=0))
         await learner.publish(0)

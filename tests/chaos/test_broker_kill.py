@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.types import Role, RolloutId
-from tests.broker_process import BrokerProcess, TestLearner, run_actor, run_verifier
+from tests.broker_process import BrokerProcess, LearnerClient, run_actor, run_verifier
 
 NUM_STEPS = 20
 NUM_KILLS = 6
@@ -32,8 +32,8 @@ def test_a_killed_broker_loses_nothing_it_acknowledged_and_the_run_completes(
     broker.start()
     acknowledged: list[RolloutId] = []
 
-    async def run() -> TestLearner:
-        learner = await TestLearner.connect(broker)
+    async def run() -> LearnerClient:
+        learner = await LearnerClient.connect(broker)
         workers = [
             asyncio.create_task(run_actor(broker, "actor-0", acknowledged)),
             asyncio.create_task(run_actor(broker, "actor-1", acknowledged)),

@@ -58,6 +58,8 @@ class FakeBroker:
         self.announcement: PublishWeights | None = None
         self.revoke: tuple[Lease, ...] = ()
         self.refuse_rollouts = ""
+        self.parks = False
+        self._returned = asyncio.Event()
         self.seen: list[Request] = []
         self.rollouts: list[tuple[SubmitRollout, list[bytes]]] = []
         self._known: set[bytes] = set()
@@ -114,6 +116,9 @@ class FakeBroker:
         if isinstance(message, LeasePrompts):
             if not self.leases:
                 await asyncio.sleep(0.02)
+            while self.parks and not self.leases:
+                self._returned.clear()
+                await self._returned.wait()
             given, self.leases = (
                 self.leases[: message.max_groups],
                 self.leases[message.max_groups :],
@@ -126,6 +131,9 @@ class FakeBroker:
             return WeightNotice(announcement=self.announcement), [
                 pack_manifest(_manifest(self.announcement.version))
             ]
+        if isinstance(message, ReturnLease) and self.parks and message.lease.attempt == 1:
+            self.leases.append(_lease(message.lease.group_id, attempt=2))
+            self._returned.set()
         if isinstance(message, SubmitRollout):
             if self.refuse_rollouts:
                 return Refused(code=self.refuse_rollouts, reason="no"), []
@@ -400,6 +408,25 @@ def test_a_stop_returns_what_is_unfinished_and_sends_what_is_finished(tmp_path: 
         if isinstance(message, ReturnLease)
     } == {""}
     assert scene.sampler.is_closed
+
+
+def test_work_that_the_broker_gives_back_to_a_stopping_actor_is_returned_too(
+    tmp_path: Path,
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.sampler.gate.clear()
+        scene.broker.parks = True
+        scene.broker.leases = [_lease(3)]
+        await scene.broker.until(lambda: len(scene.sampler.submitted) == 2)
+        held = Heartbeat(leases=(_lease(3).lease,), serving=version(0))
+        await scene.broker.until(lambda: held in scene.broker.seen)
+
+    scene = _play(tmp_path, scenario)
+    returned = [
+        item.lease for item in scene.broker.of(ReturnLease) if isinstance(item, ReturnLease)
+    ]
+    assert returned == [_lease(3).lease, _lease(3, attempt=2).lease]
+    assert len(scene.sampler.submitted) == 2
 
 
 def test_a_training_actor_asks_for_nothing_before_its_first_weights_are_proven(

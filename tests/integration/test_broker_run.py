@@ -30,7 +30,7 @@ from common.transport import Channel
 from common.types import Role, RolloutId
 from tests.broker_process import (
     BrokerProcess,
-    TestLearner,
+    LearnerClient,
     run_actor,
     run_verifier,
     submit_rollout,
@@ -47,7 +47,7 @@ def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
         broker.kill()
 
 
-async def _with_workers(broker: BrokerProcess, learner: TestLearner, num_steps: int) -> Status:
+async def _with_workers(broker: BrokerProcess, learner: LearnerClient, num_steps: int) -> Status:
     workers = [
         asyncio.create_task(run_actor(broker, "actor-0")),
         asyncio.create_task(run_actor(broker, "actor-1")),
@@ -65,8 +65,8 @@ async def _with_workers(broker: BrokerProcess, learner: TestLearner, num_steps: 
 
 
 def test_twenty_steps_train_each_group_once_within_the_lag_bound(broker: BrokerProcess) -> None:
-    async def run() -> tuple[Status, TestLearner]:
-        learner = await TestLearner.connect(broker)
+    async def run() -> tuple[Status, LearnerClient]:
+        learner = await LearnerClient.connect(broker)
         return await _with_workers(broker, learner, num_steps=20), learner
 
     status, learner = asyncio.run(run())
@@ -126,7 +126,7 @@ def test_work_of_an_actor_that_starts_again_goes_to_another_at_once(tmp_path: Pa
     broker.start()
 
     async def run() -> tuple[PromptLease, PromptLease, str]:
-        learner = await TestLearner.connect(broker)
+        learner = await LearnerClient.connect(broker)
         first = await broker.connect(Role.ACTOR, "actor-0")
         lost = await _lease_one(first)
         again = await broker.connect(Role.ACTOR, "actor-0")
@@ -150,7 +150,7 @@ def test_a_lease_that_nobody_names_is_revoked_and_leased_again(tmp_path: Path) -
     broker.start()
 
     async def run() -> tuple[PromptLease, PromptLease, HeartbeatReply]:
-        learner = await TestLearner.connect(broker)
+        learner = await LearnerClient.connect(broker)
         lost = await _lease_one(learner.channel)
         other = await broker.connect(Role.ACTOR, "actor-1")
         released = lost
@@ -172,7 +172,7 @@ def test_a_lease_that_nobody_names_is_revoked_and_leased_again(tmp_path: Path) -
 
 def test_after_the_end_work_is_refused_and_a_resumed_run_goes_on(broker: BrokerProcess) -> None:
     async def end() -> str:
-        learner = await TestLearner.connect(broker)
+        learner = await LearnerClient.connect(broker)
         await _lease_one(learner.channel)
         await learner.channel.request(EndRun())
         with pytest.raises(RefusedError) as refused:
@@ -224,27 +224,29 @@ def test_a_full_disk_ends_the_broker_with_a_cure_and_loses_nothing_acknowledged(
     broker = BrokerProcess(tmp_path)
     broker.start()
 
+    async def write_without_end(learner: LearnerClient, acknowledged: list[RolloutId]) -> None:
+        while True:
+            lease = (await _lease_one(learner.channel)).lease
+            for index in lease.indices:
+                rollout_id = RolloutId(group_id=lease.group_id, index=index, attempt=lease.attempt)
+                for policy_step in range(40):
+                    await learner.publish(policy_step % 2)
+                await submit_rollout(learner.channel, rollout_id, version(0))
+                acknowledged.append(rollout_id)
+
     async def fill() -> list[RolloutId]:
-        learner = await TestLearner.connect(broker)
-        assert broker.process is not None
+        learner = await LearnerClient.connect(broker)
+        process = broker.process
+        assert process is not None
         size = broker.paths.journal.with_name("journal.sqlite-wal").stat().st_size
-        limit = size + 200_000
-        resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 400_000, size + 400_000))
         acknowledged: list[RolloutId] = []
-        try:
-            async with asyncio.timeout(5):
-                while True:
-                    lease = await _lease_one(learner.channel)
-                    for index in lease.lease.indices:
-                        rollout_id = RolloutId(
-                            group_id=lease.lease.group_id, index=index, attempt=lease.lease.attempt
-                        )
-                        for _ in range(40):
-                            await learner.publish(0)
-                        if await submit_rollout(learner.channel, rollout_id, version(0)):
-                            acknowledged.append(rollout_id)
-        except TimeoutError:
-            pass
+        writing = asyncio.create_task(write_without_end(learner, acknowledged))
+        async with asyncio.timeout(30):
+            while process.poll() is None:
+                await asyncio.sleep(0.02)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
         await learner.channel.close()
         return acknowledged
 

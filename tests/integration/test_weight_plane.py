@@ -256,15 +256,19 @@ def test_a_receiver_that_stops_reading_costs_the_learner_one_deadline(
 def test_a_member_killed_between_buckets_costs_the_others_a_deadline_at_most(
     tmp_path: Path, threads: ThreadPoolExecutor, num_buckets: int
 ) -> None:
-    host = make_host(ready_window_s=60.0)
+    host = make_host()
     transfer = announce(host, "survivor", "victim")
     sent = published(tmp_path, 1, transfer, large=True)
     wire = (pack(sent.announcement), pack_manifest(sent.manifest))
     spawn = multiprocessing.get_context("spawn")
-    survivor = spawn.Process(target=receive_in_process, args=(str(tmp_path), "survivor", *wire))
-    victim = spawn.Process(target=die_in_process, args=("victim", *wire, num_buckets))
+    begin = spawn.Barrier(3)
+    survivor = spawn.Process(
+        target=receive_in_process, args=(begin, str(tmp_path), "survivor", *wire)
+    )
+    victim = spawn.Process(target=die_in_process, args=(begin, "victim", *wire, num_buckets))
     survivor.start()
     victim.start()
+    begin.wait(60.0)
     died_s = threads.submit(_time_of_death_s, victim.sentinel)
     # One that dies at once may be gone before the others have all connected to it.
     with pytest.raises(WeightTransferError, match="broadcast failed|did not form"):

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import structlog
@@ -180,15 +181,21 @@ class AnnouncementLog:
         return Decoded(0, Ack(), [])
 
 
-def receive_in_process(root: str, name: str, announcement: bytes, manifest: bytes) -> None:
+def receive_in_process(
+    begin: Barrier, root: str, name: str, announcement: bytes, manifest: bytes
+) -> None:
     """Body of a surviving actor: ends with the exit code of what happened to it."""
+    begin.wait(60.0)
     agent = make_agent(Path(root), name, bucket_bytes=LARGE_BUCKET_BYTES)
     staged = agent.receive(unpack(announcement, PublishWeights), unpack_manifest(manifest))
     sys.exit(EXIT_BY_SOURCE[staged.source])
 
 
-def die_in_process(name: str, announcement: bytes, manifest: bytes, num_buckets: int) -> None:
+def die_in_process(
+    begin: Barrier, name: str, announcement: bytes, manifest: bytes, num_buckets: int
+) -> None:
     """Body of an actor that is killed with -9 after it has received ``num_buckets`` buckets."""
+    begin.wait(60.0)
     transfer = unpack(announcement, PublishWeights).transfer
     tensors = unpack_manifest(manifest)
     guest = TransferGuest(run_id=RUN, member=name, deadline_s=DEADLINE_S)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from broker.engine import Engine
+from broker.exchange import Answer, Ask, Identity, content_hash
 from broker.fleet import Fleet
-from broker.handlers import Answer, Ask, Handlers, Identity, content_hash
+from broker.handlers import Handlers
 from broker.leases import LeaseTable
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
@@ -15,6 +16,7 @@ from common import messages
 from common.codec import Buffer
 from common.messages import Reply, Request
 from common.types import (
+    EvictReason,
     Prompt,
     Role,
     RolloutHeader,
@@ -272,6 +274,15 @@ def test_after_the_end_every_kind_of_work_is_refused_as_sealed() -> None:
     resume = messages.ResumeLearner(incarnation=0, policy_step=0)
     desk.reply("learner", resume, messages.Ack)
     assert len(desk.lease().leases) == 1
+
+
+def test_leases_on_a_group_that_has_ended_are_revoked() -> None:
+    desk = Desk()
+    lease = desk.lease().leases[0].lease
+    evict = messages.EvictGroups(group_ids=(lease.group_id,), reason=EvictReason.RETIRED)
+    desk.reply("learner", evict, messages.Ack)
+    reply = desk.reply("actor", messages.Heartbeat(leases=(lease,)), messages.HeartbeatReply)
+    assert reply.revoked == (lease,)
 
 
 def test_a_broker_that_finds_its_run_sealed_holds_requests_until_a_learner_resumes() -> None:

@@ -184,6 +184,16 @@ def test_an_event_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_commit_waits_until_the_disk_has_it(tmp_path: Path) -> None:
+    journal = _journal(tmp_path)
+    settings = {
+        name: journal._connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous")
+    }
+    assert settings == {"journal_mode": "wal", "synchronous": 2}
+    journal.close()
+
+
 def test_a_second_broker_is_locked_out_until_the_first_has_gone(tmp_path: Path) -> None:
     first = _journal(tmp_path)
     with pytest.raises(JournalError, match="another broker uses it"):

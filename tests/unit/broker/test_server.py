@@ -11,8 +11,9 @@ import pytest
 import structlog
 
 from broker.engine import Engine
+from broker.exchange import Identity
 from broker.fleet import Fleet
-from broker.handlers import Handlers, Identity
+from broker.handlers import Handlers
 from broker.journal import Journal
 from broker.leases import LeaseTable
 from broker.ledger import Ledger

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from learner import checkpoint
 from learner.checkpoint import newest_checkpoint, read_state
 from learner.run_state import TrainingRun
 from learner.train import take_step
@@ -77,7 +76,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half(
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(checkpoint.dcp, "save", full)
+        monkeypatch.setattr("learner.checkpoint.dcp.save", full)
         with pytest.raises(CheckpointError, match=r"No space left on device \(free space"):
             run.checkpoint()
         directory = run.process.paths.checkpoints
