@@ -15,10 +15,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from broker.prompt_file import PromptFile
 from broker.tasks import GENERATORS, HELD_OUT, Problem
 from common.config import Config, PromptsConfig
 from common.errors import ConfigError
+from common.prompt_file import PromptFile
 from common.types import Prompt
 
 _Generate = TypeVar("_Generate", bound=Callable[..., Any])

@@ -65,7 +65,7 @@ class VersionSpan(Record, frozen=True):
 class Prompt(Record, frozen=True):
     """One task to answer.
 
-    ``reference_json`` holds the fields of the task's own kind (for ``math``: ``{"gold": ...}``) as
+    ``reference_json`` holds the fields of the task's own kind (for ``arithmetic``: ``{"gold": ...}``) as
     JSON text that only the verifier of that kind reads.
     """
 

@@ -11,6 +11,7 @@ import click
 from common.config import Config
 from common.config_loader import load_config, to_toml
 from common.errors import FatalError, ModelDirectoryError, PromptFileError
+from common.prompt_file import PromptFile
 
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 
@@ -62,14 +63,11 @@ def input_problems(config: Config) -> list[FatalError]:
                 "the tokenizer as a fast one)"
             )
         )
-    prompts = Path(config.prompts.file)
-    if config.prompts.file and not prompts.is_file():
-        problems.append(
-            PromptFileError(
-                f"prompts.file: no such file: {prompts} "
-                "(give JSON Lines with prompt_id, prompt and task)"
-            )
-        )
+    if config.prompts.file:
+        try:
+            PromptFile(Path(config.prompts.file))
+        except PromptFileError as error:
+            problems.append(error)
     return problems
 
 

@@ -8,17 +8,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import msgspec
-
-from actors.verification.judgement import Judgement, read_reference
+from actors.verification.judgement import Judgement
 from common.answers import extract_answer, parse_number
 from common.errors import DataError
-
-
-class ArithmeticReference(msgspec.Struct, frozen=True):
-    """Fields of an ``arithmetic`` task: ``gold`` as text or as a JSON number."""
-
-    gold: str | int | float
+from common.task_reference import ArithmeticReference, read_reference
 
 
 def judge_arithmetic(completion: str, reference_json: str) -> Judgement:

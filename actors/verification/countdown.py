@@ -11,28 +11,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated
 
-import msgspec
-
-from actors.verification.judgement import Judgement, read_reference
+from actors.verification.judgement import Judgement
 from common.answers import extract_answer
+from common.task_reference import CountdownReference, read_reference
 
 MAX_EXPRESSION_CHARS = 1000
 MAX_DEPTH = 50
-_MAX_NUMBERS = 64
 
-_Integer = Annotated[int, msgspec.Meta(ge=-(10**12), le=10**12)]
-_Given = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
 _PLAIN_SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/", "\u2212": "-"})
-
-
-class CountdownReference(msgspec.Struct, frozen=True):
-    """Fields of a ``countdown`` task."""
-
-    numbers: Annotated[tuple[_Given, ...], msgspec.Meta(min_length=1, max_length=_MAX_NUMBERS)]
-    target: _Integer
 
 
 class ExpressionError(ValueError):

@@ -27,8 +27,9 @@ from typing import Literal
 
 import msgspec
 
-from actors.verification.judgement import Judgement, read_reference
+from actors.verification.judgement import Judgement
 from common.errors import DataError
+from common.task_reference import read_reference
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPECIAL_MARK = "|special_token|"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
-
-import msgspec
 
 from common.codec import unpack
 from common.errors import DataError, DecodeError
@@ -37,19 +34,6 @@ class Judgement(Record, frozen=True):
 
 Verifier = Callable[[str, str], Judgement]
 """(completion, reference_json) -> judgement. Raises :class:`DataError` for a bad reference."""
-
-_Reference = TypeVar("_Reference")
-
-
-def read_reference(reference_json: str, kind: type[_Reference]) -> _Reference:
-    """The fields of a task as the typed record ``kind``; fields it does not name are ignored.
-
-    Raises :class:`DataError` that names the field.
-    """
-    try:
-        return msgspec.json.decode(reference_json, type=kind)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise DataError(f"malformed task: {error}") from None
 
 
 class Check(Record, frozen=True):

@@ -124,6 +124,21 @@ def test_killed_between_commit_and_publication_it_resumes_to_the_same_bits(
     _check_same(tmp_path, publisher, undisturbed)
 
 
+@pytest.mark.parametrize("policy_step", [1, 3, 4])
+def test_published_weights_are_made_again_even_if_groups_would_now_come_in_another_order(
+    tmp_path: Path, model: Path, policy_step: int
+) -> None:
+    broker = _kill_at_version(tmp_path, model, policy_step)
+    broker.chunk_sizes = (2,)
+    broker.waiting.reverse()
+    publisher = RecordingPublisher()
+    assert _run_once(_config(tmp_path), broker, publisher) is Ending.COMPLETED
+    steps = tmp_path / "run/learner/steps"
+    expected = read_step_record(record_path(steps, policy_step - 1, 0)).weight_digest
+    assert publisher.published[WeightVersion(incarnation=0, policy_step=policy_step)] == expected
+    assert broker.incarnation == 0
+
+
 def _stop_at(policy_step: int) -> Callable[[WeightVersion], None]:
     def kill(version: WeightVersion) -> None:
         if version.policy_step == policy_step:

@@ -23,7 +23,10 @@ def _config(tmp_path: Path, seed: int = 0, **prompts: object) -> Config:
 
 def _file(tmp_path: Path, size: int = 7) -> str:
     path = tmp_path / "prompts.jsonl"
-    lines = (json.dumps({"prompt_id": f"p{n}", "prompt": "x", "task": "math"}) for n in range(size))
+    lines = (
+        json.dumps({"prompt_id": f"p{n}", "prompt": "x", "task": "arithmetic", "gold": n})
+        for n in range(size)
+    )
     path.write_text("\n".join(lines))
     return str(path)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from broker.prompt_file import PromptFile
 from broker.tasks.cli import task
 from common.errors import ConfigError, FatalError
+from common.prompt_file import PromptFile
 
 
 def _run(*arguments: str) -> str:

@@ -72,7 +72,7 @@ def test_a_missing_model_and_prompt_file_are_both_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(check, [str(EXAMPLES / "r1-zero-math.toml")])
     assert result.exit_code == 1
     assert "model.path: no such directory" in result.stderr
-    assert "prompts.file: no such file" in result.stderr
+    assert "math.jsonl: no such file" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["local-cpu.toml", "r1-zero-math.toml"])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from broker.prompt_file import MAX_LINE_BYTES, PromptFile
 from common.errors import PromptFileError
+from common.prompt_file import MAX_LINE_BYTES, PromptFile
 
-GOOD = b'{"prompt_id": "a", "prompt": "1+1=", "task": "math", "gold": "2"}\n'
+GOOD = b'{"prompt_id": "a", "prompt": "1+1=", "task": "arithmetic", "gold": "2"}\n'
 
 
 def _write(folder: Path, data: bytes) -> Path:
@@ -21,11 +21,11 @@ def _write(folder: Path, data: bytes) -> Path:
 
 
 def test_fields_beside_the_three_known_ones_become_the_reference(tmp_path: Path) -> None:
-    line = {"prompt_id": "ä", "prompt": "2+3=", "task": "math", "gold": "5", "tags": ["é", 1]}
+    line = {"prompt_id": "ä", "prompt": "2+3=", "task": "arithmetic", "gold": "5", "tags": ["é", 1]}
     path = _write(tmp_path, GOOD + b"\n" + json.dumps(line, ensure_ascii=False).encode())
     prompts = PromptFile(path)
     assert len(prompts) == 2
-    assert (prompts[1].prompt_id, prompts[1].text, prompts[1].task) == ("ä", "2+3=", "math")
+    assert (prompts[1].prompt_id, prompts[1].text, prompts[1].task) == ("ä", "2+3=", "arithmetic")
     assert json.loads(prompts[1].reference_json) == {"gold": "5", "tags": ["é", 1]}
     assert json.loads(prompts[0].reference_json) == {"gold": "2"}
 
@@ -39,14 +39,25 @@ BAD: dict[str, tuple[bytes, int | None, str]] = {
     "not an object": (b'["a"]\n', 1, "must be a JSON object, got list"),
     "missing field": (GOOD + b'{"prompt_id": "b", "prompt": "x"}', 2, 'field "task" is missing'),
     "wrong type": (
-        b'{"prompt_id": 7, "prompt": "x", "task": "math"}',
+        b'{"prompt_id": 7, "prompt": "x", "task": "arithmetic"}',
         1,
         'field "prompt_id" must be text, got int',
     ),
-    "null": (b'{"prompt_id": "a", "prompt": null, "task": "math"}', 1, "got NoneType"),
-    "empty text": (b'{"prompt_id": "a", "prompt": "", "task": "math"}', 1, "1 to"),
+    "unknown task": (
+        b'{"prompt_id": "a", "prompt": "x", "task": "arithmetik", "gold": "2"}',
+        1,
+        "did you mean arithmetic?",
+    ),
+    "no gold": (b'{"prompt_id": "a", "prompt": "x", "task": "arithmetic"}', 1, "`gold`"),
+    "gold that is no number": (
+        b'{"prompt_id": "a", "prompt": "x", "task": "arithmetic", "gold": "two"}',
+        1,
+        "gold must be a number",
+    ),
+    "null": (b'{"prompt_id": "a", "prompt": null, "task": "arithmetic"}', 1, "got NoneType"),
+    "empty text": (b'{"prompt_id": "a", "prompt": "", "task": "arithmetic"}', 1, "1 to"),
     "long id": (
-        b'{"prompt_id": "' + b"a" * 129 + b'", "prompt": "x", "task": "math"}',
+        b'{"prompt_id": "' + b"a" * 129 + b'", "prompt": "x", "task": "arithmetic"}',
         1,
         "1 to 128 characters, got 129",
     ),
@@ -76,7 +87,7 @@ def test_a_bad_file_is_refused_with_file_line_and_cure(tmp_path: Path, name: str
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PromptFileError, match=r"nowhere\.jsonl: cannot be read: No such file"):
+    with pytest.raises(PromptFileError, match=r"nowhere\.jsonl: no such file"):
         PromptFile(tmp_path / "nowhere.jsonl")
 
 

@@ -13,13 +13,14 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from common.errors import PromptFileError
+from common.errors import DataError, PromptFileError
+from common.task_reference import check_task
 from common.types import Prompt
 
 MAX_LINE_BYTES = 1 << 20
 MAX_NAME_LENGTH = 128
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-_EXAMPLE = '{"prompt_id": "a-1", "prompt": "1+1=", "task": "math", "gold": "2"}'
+_EXAMPLE = '{"prompt_id": "a-1", "prompt": "1+1=", "task": "arithmetic", "gold": "2"}'
 
 
 class PromptFile:
@@ -33,6 +34,10 @@ class PromptFile:
         try:
             with open(path, "rb") as file:
                 self._check(file)
+        except FileNotFoundError:
+            raise PromptFileError(
+                f"{path}: no such file (give JSON Lines such as {_EXAMPLE})"
+            ) from None
         except OSError as error:
             raise PromptFileError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -91,6 +96,10 @@ def _prompt(record: dict[str, Any], where: str) -> Prompt:
     text = _text(record, "prompt", where, MAX_LINE_BYTES)
     task = _text(record, "task", where, MAX_NAME_LENGTH)
     reference_json = msgspec.json.encode(record).decode()
+    try:
+        check_task(task, reference_json)
+    except DataError as error:
+        raise PromptFileError(f"{where}: {error} (write {_EXAMPLE})") from None
     return Prompt(prompt_id=prompt_id, text=text, task=task, reference_json=reference_json)
 
 
