@@ -65,8 +65,8 @@ class VersionSpan(Record, frozen=True):
 class Prompt(Record, frozen=True):
     """One task to answer.
 
-    ``reference_json`` holds the fields of the task's own kind (for ``arithmetic``: ``{"gold": ...}``) as
-    JSON text that only the verifier of that kind reads.
+    ``reference_json`` holds the fields of the task's own kind as JSON text, for ``arithmetic``
+    ``{"gold": ...}``; only the verifier of that kind reads it.
     """
 
     prompt_id: Name

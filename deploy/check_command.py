@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -63,12 +64,32 @@ def input_problems(config: Config) -> list[FatalError]:
                 "the tokenizer as a fast one)"
             )
         )
+    else:
+        problems.extend(_broken_model_files(model))
     if config.prompts.file:
         try:
             PromptFile(Path(config.prompts.file))
         except PromptFileError as error:
             problems.append(error)
     return problems
+
+
+def _broken_model_files(model: Path) -> Iterator[ModelDirectoryError]:
+    """Files of a complete directory that cannot be what their names say."""
+    for name in ("config.json", "tokenizer.json"):
+        try:
+            json.loads((model / name).read_bytes())
+        except (OSError, ValueError) as error:
+            yield ModelDirectoryError(
+                f"model.path: {model / name} is not valid JSON: {error} (copy the model again)"
+            )
+    for file in sorted(model.glob("*.safetensors")):
+        try:
+            _safetensors_header(file)
+        except (OSError, ValueError) as error:
+            yield ModelDirectoryError(
+                f"model.path: {file} is not complete safetensors: {error} (copy the model again)"
+            )
 
 
 def read_num_parameters(model: Path) -> int | None:
@@ -82,12 +103,19 @@ def read_num_parameters(model: Path) -> int | None:
 
 
 def _safetensors_header(file: Path) -> dict[str, object]:
-    """The JSON header that starts a safetensors file, after its length in 8 bytes."""
+    """The JSON header of a safetensors file, after its length in 8 bytes.
+
+    Raises ``ValueError`` unless the tensors it names fill the rest of the file exactly.
+    """
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > _MAX_SAFETENSORS_HEADER_BYTES:
-            raise ValueError(f"{file}: header of {length} bytes")
+        if length > min(_MAX_SAFETENSORS_HEADER_BYTES, file.stat().st_size):
+            raise ValueError(f"a header of {length} bytes")
         header = json.loads(stream.read(length))
     if not isinstance(header, dict):
-        raise ValueError(f"{file}: the header is no object")
+        raise ValueError("the header is no object")
+    ends = [spec["data_offsets"][1] for name, spec in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    if file.stat().st_size != expected:
+        raise ValueError(f"{file.stat().st_size} bytes instead of {expected}")
     return header

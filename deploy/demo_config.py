@@ -1,6 +1,6 @@
 """Every hyper-parameter of the demo in one place, each with its reason, and the files they become.
 
-The task is chain addition (``7+2+9+4+1+8=``) for a Qwen2-style model of 0.8M parameters. The
+The task is chain addition (``7+2+9+4+1+8=``) for a Qwen2-style model of 0.43M parameters. The
 cold-start corpus mixes answers given at once with answers worked out digit by digit, so that
 reinforcement learning can find out by itself that working it out is what gets the sum right.
 """
@@ -17,13 +17,15 @@ from common.config import (
     LearnerConfig,
     ModelConfig,
     PromptsConfig,
+    RewardWeight,
     RunConfig,
     SftConfig,
+    VerifierConfig,
 )
 
 GENERATOR = "chain-addition"
 
-CORPUS_SIZE = 6000
+CORPUS_SIZE = 8000
 """Enough that the model learns the two habits, not the sums by heart."""
 
 MAX_TOKENS = 96
@@ -31,10 +33,12 @@ MAX_TOKENS = 96
 MAX_LENGTH = 128
 """Prompt (13 tokens) plus completion, with room to spare."""
 
-SFT_STEPS = 400
-"""Takes the model to about half of the problems: room for reinforcement learning to show."""
-SFT_LEARNING_RATE = 1e-3
-SFT_FINAL_LEARNING_RATE = 1e-4
+SFT_STEPS = 800
+"""Until the written-out habit is right nine times in ten: with half the steps it is right only two
+times in three, and reinforcement learning on so few samples does not repair that."""
+SFT_BATCH_SIZE = 32
+SFT_LEARNING_RATE = 2e-3
+SFT_FINAL_LEARNING_RATE = 2e-4
 
 NUM_STEPS = 25
 """The curves have flattened by then."""
@@ -42,8 +46,11 @@ GROUPS_PER_STEP = 32
 GROUP_SIZE = 8
 MAX_POLICY_LAG = 2
 """Enough that sampling and training never wait for each other on two cores."""
-LEARNING_RATE = 1e-4
-"""Half of what learns fastest, so that the curve can be seen."""
+LEARNING_RATE = 1.5e-4
+"""Below what learns fastest, so that the curve can be seen."""
+WARMUP_STEPS = 5
+FORMAT_WEIGHT = 0.2
+"""The cold start knows the form already: accuracy is what there is to learn."""
 EVAL_PROMPTS = 512
 SAMPLES_BEFORE = 4
 SAMPLES_AFTER = 16
@@ -116,6 +123,7 @@ def sft_config(paths: DemoPaths, seed: int) -> Config:
             corpus=str(paths.corpus),
             output=str(paths.sft_model),
             num_steps=SFT_STEPS,
+            batch_size=SFT_BATCH_SIZE,
             learning_rate=SFT_LEARNING_RATE,
             final_learning_rate=SFT_FINAL_LEARNING_RATE,
         ),
@@ -129,12 +137,19 @@ def train_config(paths: DemoPaths, seed: int, num_steps: int) -> Config:
         model=ModelConfig(path=str(paths.sft_model), max_length=MAX_LENGTH),
         prompts=PromptsConfig(generator=GENERATOR, split="train"),
         actor=ActorConfig(max_tokens=MAX_TOKENS, kv_cache_bytes=KV_CACHE_BYTES),
+        verifier=VerifierConfig(
+            rewards=(
+                RewardWeight(name="accuracy"),
+                RewardWeight(name="format", weight=FORMAT_WEIGHT),
+            )
+        ),
         learner=LearnerConfig(
             num_steps=num_steps,
             groups_per_step=GROUPS_PER_STEP,
             group_size=GROUP_SIZE,
             max_policy_lag=MAX_POLICY_LAG,
             learning_rate=LEARNING_RATE,
+            warmup_steps=WARMUP_STEPS,
             checkpoint_every=CHECKPOINT_EVERY,
         ),
         collect=CollectConfig(num_prompts=EVAL_PROMPTS, samples_per_prompt=SAMPLES_BEFORE),

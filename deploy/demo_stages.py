@@ -92,7 +92,7 @@ def demo_stages(paths: DemoPaths, seed: int, num_steps: int) -> Sequence[Stage]:
     """All stages in order; configuration files are expected in ``paths.root``."""
     return (
         Stage("corpus", "write the cold-start corpus", _corpus_argv(paths, seed)),
-        Stage("model", "make a model of 0.8M parameters", _model_argv(paths, seed)),
+        Stage("model", "make a model of 0.43M parameters", _model_argv(paths, seed)),
         Stage(
             "sft",
             "cold start: supervised fine-tuning",

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from common.clock import Clock, MonotonicClock
 from common.config import Config, RunPaths
+from common.errors import FatalError
 from common.files import append_line
 from common.metrics import Metrics
 from common.text_tokenizer import TextTokenizer
@@ -146,7 +148,7 @@ class Telemetry:
                 "seconds": {name: round(value, 6) for name, value in sorted(seconds.items())},
             }
         )
-        append_line(self._steps, json.dumps(row, allow_nan=False))
+        _append(self._steps, row)
         self._set_gauges(row, seconds)
 
     def record_rollouts(self, policy_step: int, rollouts: Sequence[ReadableRollout]) -> None:
@@ -163,7 +165,7 @@ class Telemetry:
                 "finish_reason": shown.item.rollout.finish_reason.value,
                 "version": str(shown.item.rollout.oldest_version),
             }
-            append_line(self._rollouts, json.dumps(row, allow_nan=False))
+            _append(self._rollouts, row)
 
     def _set_gauges(self, row: Mapping[str, object], seconds: Mapping[str, float]) -> None:
         for metric, key in _GAUGES:
@@ -190,6 +192,16 @@ _GAUGES = (
     ("headrace_clip_ratio", "clip_ratio"),
     ("headrace_behavior_kl_nats", "kl_behavior"),
 )
+
+
+def _append(path: Path, row: Mapping[str, object]) -> None:
+    try:
+        append_line(path, json.dumps(row, allow_nan=False))
+    except OSError as error:
+        raise FatalError(
+            f"{path}: telemetry cannot be written: {error.strerror} (free space on that disk and "
+            "start again: no step is lost)"
+        ) from None
 
 
 def _length(item: VerifiedRollout) -> int:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from common.config_loader import load_config
-from deploy.check_command import check, read_num_parameters
+from deploy.check_command import check, input_problems, read_num_parameters
 from deploy.derived_numbers import count_parameters, derived_numbers, format_bytes
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -106,3 +106,21 @@ def test_sizes_have_three_digits_and_a_binary_unit() -> None:
     assert format_bytes(512) == "512 B"
     assert format_bytes(1536) == "1.5 KiB"
     assert format_bytes(5 * 1024**4) == "5 TiB"
+
+
+def test_a_truncated_or_garbled_model_file_is_named_before_anything_starts(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    whole = len(header).to_bytes(8, "little") + header + bytes(8)
+    (model / "config.json").write_text("{}")
+    (model / "tokenizer.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(whole)
+    config = load_config(write_run(tmp_path, model))
+    assert input_problems(config) == []
+    (model / "model.safetensors").write_bytes(whole[:-1])
+    (model / "tokenizer.json").write_text("{")
+    problems = [str(problem) for problem in input_problems(config)]
+    assert len(problems) == 2
+    assert "tokenizer.json is not valid JSON" in problems[0]
+    assert "model.safetensors is not complete safetensors" in problems[1]
