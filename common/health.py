@@ -26,8 +26,9 @@ class HealthServer:
                 "(set another port, or 0 for a free one)"
             ) from None
         self._server.daemon_threads = True
+        # closing waits for the next poll, so the default of 0.5 s would delay every exit
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="health", daemon=True
+            target=self._server.serve_forever, args=(0.05,), name="health", daemon=True
         )
         self._thread.start()
 
