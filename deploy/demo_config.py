@@ -49,6 +49,8 @@ MAX_POLICY_LAG = 2
 LEARNING_RATE = 1.5e-4
 """Below what learns fastest, so that the curve can be seen."""
 WARMUP_STEPS = 5
+MICROBATCH_TOKENS = 2048
+"""What fits the caches of one core; the default suits a GPU."""
 FORMAT_WEIGHT = 0.2
 """The cold start knows the form already: accuracy is what there is to learn."""
 EVAL_PROMPTS = 512
@@ -150,6 +152,7 @@ def train_config(paths: DemoPaths, seed: int, num_steps: int) -> Config:
             max_policy_lag=MAX_POLICY_LAG,
             learning_rate=LEARNING_RATE,
             warmup_steps=WARMUP_STEPS,
+            microbatch_tokens=MICROBATCH_TOKENS,
             checkpoint_every=CHECKPOINT_EVERY,
         ),
         collect=CollectConfig(num_prompts=EVAL_PROMPTS, samples_per_prompt=SAMPLES_BEFORE),

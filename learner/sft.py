@@ -87,24 +87,37 @@ def fine_tune(
     )
     losses: list[float] = []
     for step, indices in enumerate(order):
-        optimizer.zero_grad(set_to_none=True)
         batch = [documents[index] for index in indices]
         num_tokens = sum(len(document.completion_token_ids) for document in batch)
-        loss = _accumulate(policy, batch, config, mesh) / num_tokens
-        if not np.isfinite(loss):
+        rate = _learning_rate(config, step)
+        set_learning_rate(optimizer, rate)
+        losses.append(_train_step(policy, optimizer, batch, num_tokens, config, mesh))
+        if not np.isfinite(losses[-1]):
             raise FatalError(
                 f"the loss of sft step {step} is not finite (lower sft.learning_rate, now "
                 f"{settings.learning_rate})"
             )
-        rate = _learning_rate(config, step)
-        set_learning_rate(optimizer, rate)
-        normalize_gradients(weights, num_tokens)
-        clip_gradients(weights, settings.max_grad_norm)
-        optimizer.step()
-        losses.append(loss)
         if reporter is not None:
-            reporter.report(step, loss, rate, num_tokens)
+            reporter.report(step, losses[-1], rate, num_tokens)
     return losses
+
+
+def _train_step(
+    policy: PolicyModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Document],
+    num_tokens: int,
+    config: Config,
+    mesh: Mesh,
+) -> float:
+    """One optimizer step; returns the mean loss in nats a token."""
+    weights = [weight for _, weight in policy.named_weights()]
+    optimizer.zero_grad(set_to_none=True)
+    loss = _accumulate(policy, batch, config, mesh) / num_tokens
+    normalize_gradients(weights, num_tokens)
+    clip_gradients(weights, config.sft.max_grad_norm)
+    optimizer.step()
+    return loss
 
 
 def _accumulate(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread() -> None:
     """As ``learner.num_threads`` does in a run."""
     torch.set_num_threads(1)
