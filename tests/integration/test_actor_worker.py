@@ -377,8 +377,9 @@ def test_a_prompt_that_does_not_fit_goes_back_with_the_reason(tmp_path: Path, te
         await scene.broker.until(lambda: scene.broker.of(ReturnLease))
 
     scene = _play(tmp_path, scenario)
-    (returned,) = scene.broker.of(ReturnLease)
-    assert isinstance(returned, ReturnLease)
+    # The stop may also hand back a lease whose last acknowledgement is still on its way.
+    refused = [one for one in scene.broker.seen if isinstance(one, ReturnLease) and one.error]
+    (returned,) = refused
     assert returned.lease == _lease(3).lease
     assert (
         f"prompt p3 must have 1 to 8 tokens (model.max_length - actor.max_tokens), got {len(text)}"

