@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 
 BIN := .venv/bin
 PACKAGES := actors broker common deploy learner tests
-BENCH ?= broker control codec latency scheduler
+BENCH ?= codec
 TEST_SECONDS ?= 1080
 
 .PHONY: help setup demo test test-fast lint fmt bench lock clean distclean
@@ -42,7 +42,7 @@ fmt: setup ## format, and repair what can be repaired
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: setup ## the quick benchmarks, or BENCH="name ..."
+bench: setup ## the quick benchmark, or BENCH="codec pipeline"
 	for name in $(BENCH); do $(BIN)/headrace bench "$$name"; done
 
 LOCK := uv pip compile pyproject.toml --python-version 3.11 \

@@ -77,9 +77,9 @@ def run_stages(paths: DemoPaths, seed: int, num_steps: int) -> bool:
     Raises :class:`FatalError` when a stage fails.
     """
     from deploy.demo_progress import DemoProgress
-    from deploy.demo_stages import StageLedger, demo_stages
+    from deploy.demo_stages import Stage, StageLedger, demo_stages
     from deploy.progress import ProgressDisplay
-    from deploy.stage_runner import run_stage
+    from deploy.stage_runner import StageEnd, run_stage_to_its_end
     from deploy.supervisor import stop_on_signals
 
     ledger = StageLedger.open(paths, seed, num_steps)
@@ -90,12 +90,17 @@ def run_stages(paths: DemoPaths, seed: int, num_steps: int) -> bool:
         for stage in stages:
             if ledger.is_done(stage.name):
                 continue
-            progress.begin(stage)
-            display.show()
             log_file = paths.root / "logs" / f"{stage.name}.log"
-            end = run_stage(stage, log_file, stop, display.tick)
-            ledger.add(stage.name, end.result)
-            progress.end(stage, end)
+
+            def begin(stage: Stage = stage) -> None:
+                progress.begin(stage)
+                display.show()
+
+            def note(end: StageEnd, stage: Stage = stage) -> None:
+                ledger.add(stage.name, end.result)
+                progress.end(stage, end)
+
+            end = run_stage_to_its_end(stage, log_file, stop, display.tick, begin, note)
             if end.exit_code is None:
                 return False
             if end.exit_code != 0:

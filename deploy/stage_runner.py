@@ -10,12 +10,15 @@ from pathlib import Path
 from common.clock import Clock, MonotonicClock
 from deploy.child_process import ChildProcess
 from deploy.demo_stages import Stage, StageResult
+from deploy.restart_policy import ExitKind, classify_exit
 from deploy.role_commands import role_environment
 from deploy.supervisor import POLL_S, StopRequest
 from deploy.telemetry import tree_usage
 
 STOP_BUDGET_S = 9.0
 """A stage stops its own processes in 8 s; then it is killed, and they die with it."""
+MAX_ATTEMPTS = 3
+"""A stage that is killed so often does not fit this machine."""
 _MEMORY_EVERY_S = 1.0
 
 
@@ -54,6 +57,27 @@ def run_stage(
         is_done=exit_code == 0,
     )
     return StageEnd(result, exit_code)
+
+
+def run_stage_to_its_end(
+    stage: Stage,
+    log_file: Path,
+    stop: StopRequest,
+    on_tick: Callable[[], None],
+    on_begin: Callable[[], None],
+    on_end: Callable[[StageEnd], None],
+) -> StageEnd:
+    """Run ``stage``, and again when it was killed: every stage goes on where it was cut off.
+
+    ``on_begin`` and ``on_end`` hear of each attempt.
+    """
+    for _ in range(MAX_ATTEMPTS):
+        on_begin()
+        end = run_stage(stage, log_file, stop, on_tick)
+        on_end(end)
+        if end.exit_code is None or classify_exit(end.exit_code) is not ExitKind.RETRY:
+            break
+    return end
 
 
 class _MemorySampler:
