@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 from actors.generation.sampler import Sampler
 from actors.generation.worker import INITIAL_VERSION
 from common.config import Config
+from common.errors import FatalError
 
 
 def sampler_factory(config: Config, name: str) -> Callable[[], Sampler]:
-    """A function that builds the configured sampler of actor ``name`` on the calling thread."""
+    """A function that builds the configured sampler of actor ``name`` on the calling thread.
+
+    Raises :class:`FatalError` when the engine's package is not installed.
+    """
+    if importlib.util.find_spec(config.actor.engine) is None:
+        raise FatalError(
+            f"actor.engine {config.actor.engine!r} needs the {config.actor.engine} package, which "
+            "is not installed (install headrace[cpu] or headrace[gpu], or set actor.engine to 'transformers')"
+        )
     seed = actor_seed(config.run.seed, name)
     build = _vllm if config.actor.engine == "vllm" else _light
     return lambda: build(config, seed)

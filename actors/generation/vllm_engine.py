@@ -6,7 +6,6 @@ first, and machines without it can still import this module.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from actors.generation.sampler import SampleRequest
-from common.errors import FatalError, ModelDirectoryError
+from common.errors import ModelDirectoryError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,11 +38,6 @@ class VllmOptions:
 
 def start_engine(options: VllmOptions) -> Any:
     """An ``LLMEngine`` on the model directory, with every weight left where it can be read."""
-    if importlib.util.find_spec("vllm") is None:
-        raise FatalError(
-            "actor.engine 'vllm' needs the vllm package, which is not installed "
-            "(install headrace[cpu] or headrace[gpu], or set actor.engine to 'transformers')"
-        )
     _prepare_process()
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine

@@ -8,7 +8,7 @@ import pytest
 
 from actors.generation.vllm_engine import VllmOptions
 from actors.generation.vllm_sampler import VllmSampler
-from common.errors import FatalError, ModelDirectoryError
+from common.errors import ModelDirectoryError
 from common.types import WeightVersion
 from tests.tiny_models import VOCAB_SIZE, make_tiny_qwen2
 
@@ -39,15 +39,6 @@ def test_a_model_that_vllm_cannot_start_gives_one_clear_line(tmp_path: Path) -> 
     with pytest.raises(ModelDirectoryError, match="its engine did not start: ") as caught:
         _start(tmp_path, max_model_len=4096)
     assert "\n" not in str(caught.value)
-
-
-def test_without_vllm_the_error_names_the_package_and_the_light_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_tiny_qwen2(tmp_path, tied=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FatalError, match=r"not installed \(install headrace\[cpu\].*transformers"):
-        _start(tmp_path)
 
 
 def test_a_missing_model_directory_is_reported_before_vllm_is_imported(tmp_path: Path) -> None:
