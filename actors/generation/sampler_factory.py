@@ -21,7 +21,8 @@ def sampler_factory(config: Config, name: str) -> Callable[[], Sampler]:
     if importlib.util.find_spec(config.actor.engine) is None:
         raise FatalError(
             f"actor.engine {config.actor.engine!r} needs the {config.actor.engine} package, which "
-            "is not installed (install headrace[cpu] or headrace[gpu], or set actor.engine to 'transformers')"
+            "is not installed "
+            "(install headrace[cpu] or headrace[gpu], or set actor.engine to 'transformers')"
         )
     seed = actor_seed(config.run.seed, name)
     build = _vllm if config.actor.engine == "vllm" else _light
