@@ -16,6 +16,7 @@ from common.types import Count
 from learner.checkpoint import newest_checkpoint
 from learner.group_source import ENDED_GROUPS
 from learner.lineage import Lineage, read_lineage, write_lineage
+from learner.reporting import report_step
 from learner.run_state import TrainingRun
 from learner.step_record import StepRecord, has_records_beyond, records_after
 
@@ -118,9 +119,11 @@ def _replay_step(run: TrainingRun, record: StepRecord) -> bool:
         if chunk is None:
             return False
         run.updater.accumulate(batch, chunk)
-    if not run.apply(batch).finite or run.digest() != record.weight_digest:
+    outcome = run.apply(batch)
+    if not outcome.finite or run.digest() != record.weight_digest:
         return False
     run.policy_step = record.policy_step + 1
+    report_step(run, batch, outcome)
     return True
 
 

@@ -127,6 +127,11 @@ class Telemetry:
         self._rollouts = paths.telemetry / "rollouts.jsonl"
         self._metrics = metrics
         self._tokenizer = TextTokenizer.load(config.model.path)
+        self._reported = set(_reported_steps(self._steps))
+
+    def has_step(self, incarnation: int, policy_step: int) -> bool:
+        """Whether the step has its line, perhaps from before a restart."""
+        return (incarnation, policy_step) in self._reported
 
     def record_step(
         self,
@@ -149,6 +154,7 @@ class Telemetry:
             }
         )
         _append(self._steps, row)
+        self._reported.add((incarnation, policy_step))
         self._set_gauges(row, seconds)
 
     def record_rollouts(self, policy_step: int, rollouts: Sequence[ReadableRollout]) -> None:
@@ -192,6 +198,18 @@ _GAUGES = (
     ("headrace_clip_ratio", "clip_ratio"),
     ("headrace_behavior_kl_nats", "kl_behavior"),
 )
+
+
+def _reported_steps(path: Path) -> Iterator[tuple[int, int]]:
+    """(incarnation, policy_step) of each whole line; a kill may have left half of the last one."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        yield row["incarnation"], row["policy_step"]
 
 
 def _append(path: Path, row: Mapping[str, object]) -> None:

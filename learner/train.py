@@ -16,15 +16,10 @@ from learner.export import export_model
 from learner.group_source import BrokerClient, Ending
 from learner.mesh import Mesh
 from learner.publishing import Publisher
+from learner.reporting import report_step
 from learner.resume import start_or_resume
 from learner.run_state import TrainingRun, build_run
-from learner.screening import Screen
-from learner.step_metrics import (
-    NUM_READABLE,
-    ReadableRollout,
-    describe_groups,
-    readable_rollouts,
-)
+from learner.step_metrics import NUM_READABLE, ReadableRollout, readable_rollouts
 from learner.update import StepOutcome, TrainingBatch
 
 MAX_NONFINITE_STEPS = 3
@@ -92,42 +87,17 @@ def gather_batch(
 def complete_step(
     run: TrainingRun, batch: TrainingBatch, outcome: StepOutcome, shown: list[ReadableRollout]
 ) -> None:
-    """Record, commit, publish, and checkpoint when it is time."""
+    """Record, commit, publish, report, and checkpoint when it is time.
+
+    The report comes before the checkpoint: a step that was cut off before its report is then
+    replayed at the next start, and reported there.
+    """
     with run.stopwatch.stage("commit"):
         run.record_and_commit(batch)
     run.publish()
+    report_step(run, batch, outcome, shown)
     if run.policy_step % run.config.learner.checkpoint_every == 0:
         run.checkpoint()
-    report_step(run, batch, outcome, shown)
-
-
-def report_step(
-    run: TrainingRun, batch: TrainingBatch, outcome: StepOutcome, shown: list[ReadableRollout]
-) -> None:
-    """Telemetry of a committed step."""
-    seconds = run.stopwatch.take()
-    if run.telemetry is None:
-        return
-    screen = Screen(run.config, run.lineage, batch.policy_step)
-    groups = describe_groups(batch.groups, screen)
-    run.telemetry.record_step(
-        policy_step=batch.policy_step,
-        incarnation=run.lineage.incarnation,
-        groups=groups,
-        outcome=outcome,
-        seconds=seconds,
-    )
-    run.telemetry.record_rollouts(batch.policy_step, shown)
-    run.process.metrics.set("headrace_policy_step", run.policy_step)
-    run.process.log.info(
-        "step",
-        policy_step=batch.policy_step,
-        reward=groups["reward_mean"],
-        length=groups["response_length_mean"],
-        lag_max=groups["lag_max"],
-        loss=outcome.loss,
-        grad_norm=outcome.grad_norm,
-    )
 
 
 def reject_batch(run: TrainingRun, batch: TrainingBatch, outcome: StepOutcome) -> None:

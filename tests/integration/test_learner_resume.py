@@ -85,6 +85,8 @@ def _check_same(
     assert final.keys() == weights.keys()
     for name, weight in weights.items():
         assert torch.equal(final[name], weight), name
+    rows = (root / "run/telemetry/steps.jsonl").read_text().splitlines()
+    assert sorted(json.loads(row)["policy_step"] for row in rows) == list(range(NUM_STEPS))
 
 
 @pytest.mark.parametrize("share", [step / 12 for step in range(12)])
