@@ -15,11 +15,11 @@ from broker.ledger_state import LedgerRules
 from broker.prompt_source import PromptSource, open_prompt_source
 from broker.server import Server
 from broker.watchdog import Watchdog
+from common.broker_socket import BrokerSocket
 from common.clock import MonotonicClock
 from common.config import Config
 from common.endpoints import broker_endpoint, publish_endpoint
 from common.lifecycle import Process
-from common.transport import BrokerSocket
 from common.types import Role
 
 

@@ -19,12 +19,12 @@ from broker.status import run_status
 from broker.telemetry import count_events, count_requests, export_gauges
 from broker.waiting_room import Parked, WaitingRoom
 from broker.watchdog import Watchdog
+from common.broker_socket import BrokerSocket, Incoming
 from common.clock import Clock
 from common.codec import Buffer
 from common.errors import DecodeError, FatalError
 from common.messages import Refused, Register, Reply, Request
 from common.metrics import Metrics
-from common.transport import BrokerSocket, Incoming
 
 if TYPE_CHECKING:
     from structlog.stdlib import BoundLogger

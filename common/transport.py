@@ -1,4 +1,4 @@
-"""The one typed channel between a client and the broker: DEALER on one side, ROUTER on the other.
+"""A client's end of the wire: one typed channel to the broker, over a DEALER socket.
 
 ZeroMQ promises nothing end to end, so every exchange is a request with an id, answered once and
 sent again after a reconnect; the broker's handlers treat a repeated request as the same one. A
@@ -24,28 +24,13 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from common.codec import (
-    MAX_MESSAGE_BYTES,
-    Buffer,
-    Decoded,
-    decode,
-    encode,
-    read_request_id,
-)
-from common.errors import DecodeError, FatalError, RefusedError, RequestTimeoutError
-from common.messages import Refused, Register, Registered, Reply, Request
+from common.codec import Buffer, Decoded, decode, encode
+from common.errors import DecodeError, RefusedError, RequestTimeoutError
+from common.messages import Refused, Register, Registered, Request
+from common.sockets import MAX_PENDING_REQUESTS, is_small, request_id_or_zero, set_common_options
 from common.types import Role
 
-MAX_PENDING_REQUESTS = 4096
-_HIGH_WATER_MARK = 2 * MAX_PENDING_REQUESTS
-_HANDSHAKE_MS = 3000
-_COPY_BELOW_BYTES = (
-    65536  # zero-copy sends cost a lock and a callback; below this a copy is cheaper
-)
-_RECONNECT_MS = 50
-_RECONNECT_MAX_MS = 1000
 _MOVED_POLL_MS = 500
-_DEAD_LINK_MS = 10_000  # a half-open TCP link is given up after this silence
 _CONNECTION_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 _T = TypeVar("_T")
@@ -176,7 +161,7 @@ class Channel:
         while True:
             endpoint = self._endpoint()
             socket = self._context.socket(zmq.DEALER)
-            _set_common_options(socket)
+            set_common_options(socket)
             monitor = socket.get_monitor_socket(_CONNECTION_EVENTS)
             socket.connect(endpoint)
             self._socket = socket
@@ -209,8 +194,7 @@ class Channel:
     async def _send(self, pending: _Pending) -> None:
         if self._socket is None or pending.reply.done():
             return  # the next socket resends everything that is pending
-        copy = sum(memoryview(part).nbytes for part in pending.parts) < _COPY_BELOW_BYTES
-        await self._socket.send_multipart(pending.parts, copy=copy)
+        await self._socket.send_multipart(pending.parts, copy=is_small(pending.parts))
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -220,7 +204,7 @@ class Channel:
                 decoded = decode(buffers)
                 self._settle(decoded.request_id, decoded)
             except DecodeError as error:
-                self._settle(_request_id_or_zero(buffers), error)
+                self._settle(request_id_or_zero(buffers), error)
 
     def _settle(self, request_id: int, outcome: Decoded | DecodeError) -> None:
         """Give a reply to whoever waits for it; a second reply to one request is dropped."""
@@ -288,106 +272,3 @@ class SyncChannel:
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """A request as the broker receives it; ``decoded`` is the error when it was malformed."""
-
-    peer: bytes
-    request_id: int
-    decoded: Decoded | DecodeError
-
-
-class BrokerSocket:
-    """The broker's ROUTER socket.
-
-    ``ROUTER_MANDATORY`` makes a send to a vanished peer an error instead of a silent loss; it is
-    counted in :attr:`num_unroutable`, and the peer asks again when it is back.
-    """
-
-    def __init__(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
-        self._context = context
-        self._socket = socket
-        self.num_unroutable = 0
-
-    @classmethod
-    def bind(cls, endpoint: str) -> BrokerSocket:
-        """Listen on ``endpoint``; raises :class:`FatalError` when it is taken."""
-        context = zmq.asyncio.Context()
-        context.set(zmq.MAX_SOCKETS, 65535)
-        socket = context.socket(zmq.ROUTER)
-        _set_common_options(socket)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        try:
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            context.destroy(linger=0)
-            raise FatalError(
-                f"broker.endpoint {endpoint!r} cannot be bound: {error.strerror} "
-                "(stop the process that uses it, or set another endpoint)"
-            ) from None
-        return cls(context, socket)
-
-    @property
-    def endpoint(self) -> str:
-        """Where clients connect: the bound address with its real port."""
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-
-    async def receive(self, limit: int) -> list[Incoming]:
-        """Wait for one request, then take what has arrived, up to ``limit``."""
-        incoming = [_incoming(await self._socket.recv_multipart(copy=False))]
-        while len(incoming) < limit and _has_input(self._socket):
-            incoming.append(_incoming(await self._socket.recv_multipart(copy=False)))
-        return incoming
-
-    async def send(
-        self, peer: bytes, request_id: int, message: Reply, frames: Sequence[Buffer] = ()
-    ) -> None:
-        """Answer ``peer``; a vanished peer is counted, never raised."""
-        parts = encode(message, request_id, frames)
-        copy = sum(memoryview(part).nbytes for part in parts) < _COPY_BELOW_BYTES
-        try:
-            await self._socket.send_multipart([peer, *parts], copy=copy)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            self.num_unroutable += 1
-
-    def close(self) -> None:
-        """Send what is queued for up to a second, then close."""
-        self._socket.close(linger=1000)
-        self._context.destroy(linger=1000)
-
-
-def _has_input(socket: zmq.asyncio.Socket) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-
-def _incoming(parts: Sequence[zmq.Frame]) -> Incoming:
-    buffers = [part.buffer for part in parts[1:]]
-    try:
-        decoded = decode(buffers)
-        return Incoming(parts[0].bytes, decoded.request_id, decoded)
-    except DecodeError as error:
-        return Incoming(parts[0].bytes, _request_id_or_zero(buffers), error)
-
-
-def _request_id_or_zero(buffers: Sequence[Buffer]) -> int:
-    """The id that a malformed message can still be answered under; no request has id 0."""
-    try:
-        return read_request_id(buffers)
-    except DecodeError:
-        return 0
-
-
-def _set_common_options(socket: zmq.asyncio.Socket) -> None:
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
-    socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _DEAD_LINK_MS // 4)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _DEAD_LINK_MS)

@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from actors.generation.weight_agent import StagedWeights, StagingBuffer
 from actors.generation.worker import GenerationWorker
 from common.arrays import arrays_from_frames
+from common.broker_socket import BrokerSocket
 from common.codec import Decoded, pack_manifest
 from common.config import ActorConfig, CollectConfig, Config, LearnerConfig, ModelConfig, RunConfig
 from common.errors import WeightLoadError, WeightTransferError
@@ -40,7 +41,7 @@ from common.messages import (
     WatchWeights,
     WeightNotice,
 )
-from common.transport import BrokerSocket, Channel
+from common.transport import Channel
 from common.types import FinishReason, Prompt, Role, WeightVersion
 from common.weight_layout import Canary, WeightManifest
 from tests.builders import version

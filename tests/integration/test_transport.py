@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from common.broker_socket import BrokerSocket
 from common.errors import DecodeError, FatalError, RefusedError, RequestTimeoutError
 from common.messages import (
     Ack,
@@ -20,7 +21,7 @@ from common.messages import (
     Reply,
     Rollouts,
 )
-from common.transport import BrokerSocket, Channel, SyncChannel
+from common.transport import Channel, SyncChannel
 from common.types import Role, RolloutId
 from tests.builders import rollout_arrays, rollout_header
 

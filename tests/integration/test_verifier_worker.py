@@ -16,6 +16,7 @@ from actors.verification.child import ChildLimits
 from actors.verification.pool import VerifierPool
 from actors.verification.worker import VerifierWorker
 from common.arrays import RolloutArrays
+from common.broker_socket import BrokerSocket
 from common.config import RewardWeight
 from common.messages import (
     Ack,
@@ -35,7 +36,7 @@ from common.messages import (
 )
 from common.metrics import Metrics
 from common.text_tokenizer import TextTokenizer
-from common.transport import BrokerSocket, Channel
+from common.transport import Channel
 from common.types import (
     FinishReason,
     Prompt,

@@ -21,12 +21,12 @@ from broker.ledger_state import LedgerRules
 from broker.server import Server
 from broker.watchdog import Watchdog
 from common import messages
+from common.broker_socket import BrokerSocket, Incoming
 from common.clock import ManualClock
 from common.codec import Buffer, Decoded
 from common.errors import DecodeError, FatalError, JournalError
 from common.messages import AnyMessage, Reply
 from common.metrics import Metrics
-from common.transport import BrokerSocket, Incoming
 from common.types import Role
 from tests.builders import version
 from tests.unit.broker.test_handlers import Prompts
