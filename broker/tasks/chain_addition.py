@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -65,13 +65,6 @@ def prompt_at(seed: int, index: int, *, num_terms: int = DEFAULT_NUM_TERMS) -> P
     if index < 0:
         raise ConfigError(f"prompt index must be >= 0, got {index} (use 0 for the first prompt)")
     return problem_of(_training_terms(_rng("prompt", seed, index), num_terms))
-
-
-def training_prompts(
-    seed: int, *, start: int = 0, num_terms: int = DEFAULT_NUM_TERMS
-) -> Iterator[Problem]:
-    """``prompt_at`` for ``start``, ``start + 1``, and so on without end."""
-    return (prompt_at(seed, index, num_terms=num_terms) for index in itertools.count(start))
 
 
 def held_out(seed: int, count: int, *, num_terms: int = DEFAULT_NUM_TERMS) -> list[Problem]:
