@@ -35,6 +35,7 @@ test-fast: setup ## the tests that take seconds
 lint: setup ## what CI checks besides the tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python -m tests.contract.banned_calls
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

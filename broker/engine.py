@@ -6,15 +6,17 @@ then lets replies go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from broker import events
 from broker.events import AnyEvent
+from broker.group_clock import GroupClock
 from broker.groups import GroupRecord, Phase
 from broker.leases import Held, LeaseTable, Work
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
+from broker.length_tally import LengthTally
 from broker.rollout_rules import release_prompt
 from broker.verdict_rules import release_rollout
 from common.codec import Buffer
@@ -50,18 +52,24 @@ class Engine:
         self.leases = leases
         self.payloads = payloads
         self.events: list[AnyEvent] = []
+        self.ages = GroupClock()
+        self.lengths = LengthTally()
         for group in ledger.groups.values():
+            if group.versions:
+                self.ages.start(group.group_id, now_s)
             for held in _held_parts(group):
                 leases.grant(held, now_s)
 
     def do(self, decision: Decision[_Outcome], now_s: float) -> _Outcome:
         """Apply a decision and return its outcome."""
         for event in decision.events:
-            ended = self._ended(event)
+            ended = self._ended(event) if type(event) in _ENDS_GROUPS else ()
             self._follow_leases(event, now_s)
+            self.lengths.observe(event, self.ledger)
             self.ledger.apply(event)
             self.events.append(event)
             if ended:
+                self.ages.stop(ended)
                 self.leases.drop_groups(ended)
                 self.payloads.drop_payloads(ended)
         return decision.outcome
@@ -91,18 +99,28 @@ class Engine:
 
     def _follow_leases(self, event: AnyEvent, now_s: float) -> None:
         """Keep the table of leases in step with the ledger."""
-        if isinstance(event, events.Leased):
-            self._grant(event.owner, event, event.indices, Work.GENERATE, now_s)
-        elif isinstance(event, events.VerifyLeased):
-            self._grant(event.owner, event, (event.index,), Work.VERIFY, now_s)
-        elif isinstance(event, events.Generated):
-            rollout_id = event.rollout.rollout_id
-            self._finish(rollout_id.group_id, rollout_id.index)
-        elif isinstance(event, events.Verified | events.VerifyReleased):
-            self._finish(event.group_id, event.index)
-        elif isinstance(event, events.Released):
-            for index in event.indices:
-                self._finish(event.group_id, index)
+        follow = _FOLLOW.get(type(event))
+        if follow is not None:
+            follow(self, event, now_s)
+
+    def _on_leased(self, event: events.Leased, now_s: float) -> None:
+        self.ages.start(event.group_id, now_s)
+        self._grant(event.owner, event, event.indices, Work.GENERATE, now_s)
+
+    def _on_verify_leased(self, event: events.VerifyLeased, now_s: float) -> None:
+        self._grant(event.owner, event, (event.index,), Work.VERIFY, now_s)
+
+    def _on_generated(self, event: events.Generated, _: float) -> None:
+        self._finish(event.rollout.rollout_id.group_id, event.rollout.rollout_id.index)
+
+    def _on_verification_ended(
+        self, event: events.Verified | events.VerifyReleased | events.PayloadLost, _: float
+    ) -> None:
+        self._finish(event.group_id, event.index)
+
+    def _on_released(self, event: events.Released, _: float) -> None:
+        for index in event.indices:
+            self._finish(event.group_id, index)
 
     def _grant(
         self,
@@ -122,6 +140,18 @@ class Engine:
             self.leases.finish(item.attempt, index)
         elif item.phase is Phase.VERIFYING:
             self.leases.finish(item.verify_attempt, index)
+
+
+_FOLLOW: dict[type[AnyEvent], Callable[[Engine, Any, float], None]] = {
+    events.Leased: Engine._on_leased,
+    events.VerifyLeased: Engine._on_verify_leased,
+    events.Generated: Engine._on_generated,
+    events.Verified: Engine._on_verification_ended,
+    events.VerifyReleased: Engine._on_verification_ended,
+    events.PayloadLost: Engine._on_verification_ended,
+    events.Released: Engine._on_released,
+}
+_ENDS_GROUPS = frozenset((events.Trained, events.Evicted, events.Collected, events.DeadLettered))
 
 
 def _held_parts(group: GroupRecord) -> list[Held]:

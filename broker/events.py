@@ -12,11 +12,13 @@ from common.messages import GroupIds, Indices, PublishWeights
 from common.types import (
     Count,
     EvictReason,
+    FiniteFloat,
     Name,
     Prompt,
     Reason,
     Record,
     RolloutHeader,
+    SpanNumbers,
     Verdict,
     WeightVersion,
 )
@@ -28,6 +30,7 @@ class Counter(enum.Enum):
     DUPLICATE = "duplicate"
     LATE = "late"
     QUARANTINED = "quarantined"
+    TIMED_OUT = "timed_out"
     WEIGHT_SYNC = "weight_sync"
     WEIGHT_PROOF_FAILED = "weight_proof_failed"
 
@@ -36,12 +39,38 @@ class Event(Record, frozen=True, tag=True):
     """Base of the tagged union."""
 
 
+class SetWeight(Record, frozen=True):
+    """A prompt set with its weight."""
+
+    name: Name
+    weight: FiniteFloat
+
+
+class PromptSetOpened(Event, frozen=True):
+    """A prompt set is used for the first time; ``fingerprint`` names its content and order."""
+
+    name: Name
+    fingerprint: Reason
+
+
+class MixBegan(Event, frozen=True):
+    """From here prompts are drawn from these sets: a set is used up, or a weight was changed."""
+
+    mix: tuple[SetWeight, ...]
+
+
 class Admitted(Event, frozen=True):
-    """A prompt became a group of ``size`` indices; ids count prompts, so they are the cursor."""
+    """A prompt became a group of ``size`` indices.
+
+    ``cursor`` is the place in the sequence of its set, ``position`` that in the list of the set;
+    a generated stream has none.
+    """
 
     group_id: Count
     prompt: Prompt
     size: Count
+    cursor: Count = 0
+    position: Count | None = None
 
 
 class Leased(Event, frozen=True):
@@ -95,6 +124,14 @@ class VerifyReleased(Event, frozen=True):
     error: Reason = ""
 
 
+class PayloadLost(Event, frozen=True):
+    """The arrays of an accepted rollout are gone: its index waits for an actor again."""
+
+    group_id: Count
+    index: Count
+    attempt: Count
+
+
 class Verified(Event, frozen=True):
     """The first judged verdict of a rollout."""
 
@@ -104,11 +141,38 @@ class Verified(Event, frozen=True):
     verdict: Verdict
 
 
+class GroupJudged(Event, frozen=True):
+    """Every answer of a group has a verdict; ``num_passed`` have full reward.
+
+    ``solved_in_a_row`` counts the prompt's visits that solved it, up to this one, and ``retired``
+    says that it is not drawn again. ``dropped`` says that all rewards are equal and the group goes.
+    """
+
+    group_id: Count
+    num_judged: Count
+    num_passed: Count
+    solved_in_a_row: Count = 0
+    retired: bool = False
+    dropped: bool = False
+
+
+class MaskedSpans(Record, frozen=True):
+    """Version spans of one answer that are too old for the batch it was handed over for."""
+
+    group_id: Count
+    index: Count
+    spans: SpanNumbers
+
+
 class HandedOver(Event, frozen=True):
-    """The consumer received these groups for the batch computed at ``policy_step``."""
+    """The consumer received these groups for the batch computed at ``policy_step``.
+
+    ``masked`` lists the answers with masked tokens; it replaces what an earlier hand-over masked.
+    """
 
     group_ids: GroupIds
     policy_step: Count
+    masked: tuple[MaskedSpans, ...] = ()
 
 
 class PutBack(Event, frozen=True):
@@ -151,10 +215,11 @@ class Evicted(Event, frozen=True):
 
 
 class DeadLettered(Event, frozen=True):
-    """A group cannot be completed."""
+    """A group cannot be completed; ``errors`` are all that its work ended in, oldest first."""
 
     group_id: Count
     reason: Reason
+    errors: tuple[Reason, ...] = ()
 
 
 class Announced(Event, frozen=True):
@@ -190,13 +255,17 @@ class Counted(Event, frozen=True):
 
 
 AnyEvent = (
-    Admitted
+    PromptSetOpened
+    | MixBegan
+    | Admitted
     | Leased
     | Released
     | Generated
     | VerifyLeased
     | VerifyReleased
+    | PayloadLost
     | Verified
+    | GroupJudged
     | HandedOver
     | PutBack
     | Restamped

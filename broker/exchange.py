@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Generic, TypeVar
 
+import msgspec
+
 from common import messages
-from common.codec import Buffer, pack
-from common.messages import Reply, Request
-from common.types import RolloutHeader
+from common.codec import Buffer
+from common.messages import Promise, Reply, Request
 
 _Message = TypeVar("_Message")
 
 
-@dataclass(frozen=True, slots=True)
-class Ask(Generic[_Message]):
+class Ask(msgspec.Struct, Generic[_Message], frozen=True):
     """One request: who asks (its registered name), what, and when."""
 
     client: str
@@ -25,8 +24,7 @@ class Ask(Generic[_Message]):
     now_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """One reply with its frames."""
 
     message: Reply
@@ -41,14 +39,10 @@ class Identity:
     broker_nonce: str
     heartbeat_s: float
     lease_s: float
-
-
-def content_hash(header: RolloutHeader, frames: Sequence[Buffer]) -> str:
-    """Hash of a whole rollout: tells a resend from another content under the same id."""
-    digest = blake2b(pack(header), digest_size=16)
-    for frame in frames:
-        digest.update(frame)
-    return digest.hexdigest()
+    promise: Promise = "durable"
+    """What a rollout survives whose arrays are with the broker."""
+    store_promise: Promise = "durable"
+    """What one survives whose arrays are in a store."""
 
 
 def empty_answer(request: Request) -> Answer:

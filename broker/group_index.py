@@ -2,15 +2,17 @@
 
 Each live group is filed under what it can give: indices that wait for an actor, rollouts that wait
 for a verifier, a whole group that waits for the consumer. Filing again after an event is O(1) in
-the number of groups.
+the number of groups, and most events change nothing in how their group is filed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from broker.groups import GroupRecord, Phase, Place
+import msgspec
+
+from broker.groups import HELD_PHASES, GroupRecord, Phase, Place
 
 
 class DeadlineBuckets:
@@ -35,22 +37,29 @@ class DeadlineBuckets:
         for deadline_step in sorted(self._buckets):
             yield from self._buckets[deadline_step]
 
-    def firsts(self) -> Iterator[int]:
-        """The first group of each deadline."""
+    def firsts(self, permits: Callable[[int], bool] = lambda _: True) -> Iterator[int]:
+        """The first group of each deadline that ``permits`` lets through."""
         for deadline_step in sorted(self._buckets):
-            yield next(iter(self._buckets[deadline_step]))
+            group_id = next(filter(permits, self._buckets[deadline_step]), None)
+            if group_id is not None:
+                yield group_id
 
     def __len__(self) -> int:
         return sum(len(bucket) for bucket in self._buckets.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Filed:
-    """Where a group is filed now, so that it can be taken out after it has changed."""
+class _Filed(msgspec.Struct, frozen=True, gc=False):
+    """How a group is filed, so that only what has changed since is filed anew."""
 
     deadline_step: int
     is_open: bool
     is_leased: bool
+    is_waiting: bool
+    is_generated: bool
+    is_verified: bool
+
+
+_VERIFIED = {Phase.VERIFIED}
 
 
 @dataclass(slots=True)
@@ -66,32 +75,26 @@ class GroupIndex:
     _filed: dict[int, _Filed] = field(default_factory=dict)
 
     def file(self, group: GroupRecord) -> None:
-        """File ``group`` as it is now, in place of how it was filed before."""
-        self.remove(group.group_id)
-        is_open = group.place is Place.OPEN
-        filed = _Filed(group.deadline_step, is_open, group.is_leased)
+        """File ``group`` as it is now; it keeps its turn wherever it was filed before."""
+        former = self._filed.get(group.group_id)
+        filed = _filed(group)
+        if filed == former:
+            return
         self._filed[group.group_id] = filed
-        self._count(filed, 1)
-        if is_open:
-            self._add_wants(group)
+        self._refile(group.group_id, former, filed)
 
     def remove(self, group_id: int) -> None:
         """Take a group out, if it is filed."""
-        filed = self._filed.pop(group_id, None)
-        if filed is None:
-            return
-        self._count(filed, -1)
-        for buckets in (self.waiting, self.generated, self.verified):
-            buckets.discard(filed.deadline_step, group_id)
+        self._refile(group_id, self._filed.pop(group_id, None), None)
 
-    def _add_wants(self, group: GroupRecord) -> None:
-        phases = {item.phase for item in group.indices}
-        if Phase.WAITING in phases:
-            self.waiting.add(group.deadline_step, group.group_id)
-        if Phase.GENERATED in phases:
-            self.generated.add(group.deadline_step, group.group_id)
-        if phases == {Phase.VERIFIED}:
-            self.verified.add(group.deadline_step, group.group_id)
+    def _refile(self, group_id: int, old: _Filed | None, new: _Filed | None) -> None:
+        _move(self.waiting, group_id, _step(old, "is_waiting"), _step(new, "is_waiting"))
+        _move(self.generated, group_id, _step(old, "is_generated"), _step(new, "is_generated"))
+        _move(self.verified, group_id, _step(old, "is_verified"), _step(new, "is_verified"))
+        if old is not None:
+            self._count(old, -1)
+        if new is not None:
+            self._count(new, 1)
 
     def _count(self, filed: _Filed, change: int) -> None:
         if filed.is_leased:
@@ -104,3 +107,30 @@ class GroupIndex:
                 self.num_by_deadline[filed.deadline_step] = count
             else:
                 self.num_by_deadline.pop(filed.deadline_step, None)
+
+
+def _filed(group: GroupRecord) -> _Filed:
+    phases = group.phases
+    is_open = group.place is Place.OPEN
+    return _Filed(
+        group.deadline_step,
+        is_open,
+        not is_open or not HELD_PHASES.isdisjoint(phases),
+        is_open and Phase.WAITING in phases,
+        is_open and Phase.GENERATED in phases,
+        is_open and phases == _VERIFIED,
+    )
+
+
+def _step(filed: _Filed | None, want: str) -> int | None:
+    """The deadline under which a group is filed for ``want``, if it is."""
+    return filed.deadline_step if filed is not None and getattr(filed, want) else None
+
+
+def _move(buckets: DeadlineBuckets, group_id: int, old: int | None, new: int | None) -> None:
+    if old == new:
+        return
+    if old is not None:
+        buckets.discard(old, group_id)
+    if new is not None:
+        buckets.add(new, group_id)

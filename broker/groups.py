@@ -8,7 +8,7 @@ an actor, waits for a verifier, or is verified.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -21,6 +21,9 @@ from common.types import (
     WeightVersion,
 )
 
+MAX_FAILED_BY = 8
+"""Clients remembered for having failed at one answer; more than it takes to dead-letter it."""
+
 
 class Phase(enum.Enum):
     """Where one index of a group stands."""
@@ -30,6 +33,8 @@ class Phase(enum.Enum):
     GENERATED = "generated"
     VERIFYING = "verifying"
     VERIFIED = "verified"
+
+    __hash__ = object.__hash__  # members are single objects; Enum would hash their names in Python
 
     @property
     def is_held(self) -> bool:
@@ -42,6 +47,9 @@ class Phase(enum.Enum):
         return self not in (Phase.WAITING, Phase.GENERATING)
 
 
+HELD_PHASES = frozenset(phase for phase in Phase if phase.is_held)
+
+
 class Place(enum.Enum):
     """Where a live group stands towards the consumer."""
 
@@ -50,7 +58,7 @@ class Place(enum.Enum):
     STEPPED = "stepped"
 
 
-class IndexRecord(msgspec.Struct):
+class IndexRecord(msgspec.Struct, gc=False):
     """One answer of a group: phase, holder, accepted rollout and verdict."""
 
     phase: Phase = Phase.WAITING
@@ -63,9 +71,24 @@ class IndexRecord(msgspec.Struct):
     verdict: Verdict | None = None
     num_errors: int = 0
     num_lost: int = 0
+    failed_by: tuple[str, ...] = ()
+    """The last clients whose work on it ended in an error or with their loss, newest last."""
+    masked_spans: tuple[int, ...] = ()
+    """Version spans that are too old for the batch that the group was last handed over for."""
+
+    def is_barred_to(self, owner: str, peers: Collection[str]) -> bool:
+        """Whether ``owner`` failed at it while one of its ``peers`` may still do better."""
+        if owner not in self.failed_by:
+            return False
+        return len(peers) > sum(name in peers for name in self.failed_by)
+
+    def note_failure(self) -> None:
+        """Remember that the present owner failed."""
+        others = tuple(name for name in self.failed_by if name != self.owner)
+        self.failed_by = (*others, self.owner)[-MAX_FAILED_BY:]
 
 
-class GroupRecord(msgspec.Struct):
+class GroupRecord(msgspec.Struct, gc=False):
     """One live group: admitted, not yet trained, evicted or dead-lettered."""
 
     group_id: int
@@ -76,11 +99,20 @@ class GroupRecord(msgspec.Struct):
     versions: dict[int, WeightVersion] = msgspec.field(default_factory=dict)
     """Version that the actor served, by generation attempt."""
     errors: list[str] = msgspec.field(default_factory=list)
+    position: int | None = None
+    """Of the prompt in the list of its set; None where prompts do not come back."""
+    is_judged: bool = False
+    """Whether every answer has had a verdict; a lost one that is sampled again counts no more."""
+
+    @property
+    def phases(self) -> set[Phase]:
+        """Where its indices stand."""
+        return {item.phase for item in self.indices}
 
     @property
     def is_leased(self) -> bool:
         """Whether anybody holds a part of it."""
-        return self.place is not Place.OPEN or any(i.phase.is_held for i in self.indices)
+        return self.place is not Place.OPEN or not HELD_PHASES.isdisjoint(self.phases)
 
     @property
     def is_verified(self) -> bool:
@@ -110,16 +142,23 @@ class GroupRecord(msgspec.Struct):
                 yield self.versions[item.attempt]
 
     def verified_group(self) -> VerifiedGroup:
-        """The group as the consumer receives it."""
+        """The group as it was last handed over to the consumer."""
+        return self.masked_group({n: item.masked_spans for n, item in enumerate(self.indices)})
+
+    def masked_group(self, masked_spans: Mapping[int, tuple[int, ...]]) -> VerifiedGroup:
+        """The group with these version spans masked, by index."""
         return VerifiedGroup(
             group_id=self.group_id,
             prompt=self.prompt,
             deadline_step=self.deadline_step,
-            rollouts=tuple(_verified_rollout(item) for item in self.indices),
+            rollouts=tuple(
+                _verified_rollout(item, masked_spans.get(index, ()))
+                for index, item in enumerate(self.indices)
+            ),
         )
 
 
-def _verified_rollout(item: IndexRecord) -> VerifiedRollout:
+def _verified_rollout(item: IndexRecord, masked_spans: tuple[int, ...]) -> VerifiedRollout:
     if item.rollout is None or item.verdict is None:
         raise ValueError("only a verified index has a verdict")
-    return VerifiedRollout(rollout=item.rollout, verdict=item.verdict)
+    return VerifiedRollout(rollout=item.rollout, verdict=item.verdict, masked_spans=masked_spans)

@@ -6,19 +6,28 @@ the request and asks again when something has changed. A :class:`RefusedError` b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from broker import resume_rules, rollout_rules, step_rules, verdict_rules
+from broker import (
+    difficulty_rules,
+    payload_rules,
+    resume_rules,
+    rollout_rules,
+    step_rules,
+    verdict_rules,
+)
 from broker.engine import Engine
-from broker.exchange import Answer, Ask, Identity, content_hash
+from broker.exchange import Answer, Ask, Identity
 from broker.fleet import Fleet
 from broker.leases import Held
-from broker.prompt_source import PromptSource
+from broker.peers import Peers
+from broker.prompts.mixture import PromptSource
 from broker.status import run_status
 from broker.step_rules import Pull
 from common import messages
 from common.codec import Buffer
+from common.content_hash import content_hash
 from common.errors import RefusedError
 from common.messages import Request
 from common.types import Role, RolloutHeader, WeightVersion
@@ -38,30 +47,60 @@ class Handlers:
         self._source = source
         self._identity = identity
         self._ended = False
+        self._samplers = Peers()
+        self._judges = Peers()
         self.num_parked: dict[str, int] = {}
         """Requests held for now, by kind; the server keeps it up to date for :class:`Status`."""
 
     def handle(self, ask: Ask[Request]) -> Answer | None:
-        """Answer a request of a registered client, or None to hold it."""
-        self._fleet.hear(ask.client, ask.now_s)
+        """Answer a request of a registered client, or None to hold it.
+
+        Asking again for a held request is no sign of life: :meth:`Fleet.hear` is the server's.
+        """
         try:
             return _HANDLERS[type(ask.message)](self, ask)
         except RefusedError as error:
             return Answer(messages.Refused(code=error.code, reason=error.reason))
 
     def sweep(self, now_s: float) -> list[str]:
-        """Give back the work of clients that are gone; returns their names."""
+        """Give back the work of clients that are gone, give up groups; returns their names."""
         for held in self._engine.leases.take_expired(now_s):
             self._engine.give_back(held, now_s, lost=True)
-        return self._fleet.remove_silent(now_s)
+        self._give_up_overdue(now_s)
+        gone = self._fleet.remove_silent(now_s)
+        for name in gone:
+            self._forget_peer(name)
+        return gone
+
+    def expel(self, names: Iterable[str], now_s: float) -> None:
+        """Give back the work of clients that may take part no longer."""
+        for name in names:
+            self._take_work(name, now_s)
+
+    def _take_work(self, name: str, now_s: float) -> None:
+        self._forget_peer(name)
+        for held in self._engine.leases.take_owned(name):
+            self._engine.give_back(held, now_s, lost=True)
+
+    def _give_up_overdue(self, now_s: float) -> None:
+        limit_s = self._ledger.rules.max_group_s
+        if not limit_s:
+            return
+        for group_id in self._engine.ages.take_overdue(now_s, limit_s):
+            self._engine.do(rollout_rules.give_up(self._ledger, group_id, limit_s), now_s)
+
+    def _forget_peer(self, name: str) -> None:
+        self._samplers.discard(name)
+        self._judges.discard(name)
 
     # --- membership -------------------------------------------------------------------------------
 
-    def register(self, message: messages.Register, now_s: float) -> Answer:
+    def register(self, message: messages.Register, now_s: float, user_id: str = "") -> Answer:
         """Take in a client; an earlier process of the same name loses its leases."""
-        if self._fleet.register(message, now_s):
-            for held in self._engine.leases.take_owned(message.name):
-                self._engine.give_back(held, now_s, lost=True)
+        if self._fleet.register(message, now_s, user_id):
+            self._take_work(message.name, now_s)
+            if message.role is Role.ACTOR:
+                self._engine.do(payload_rules.lose_server(self._ledger, message.name), now_s)
         if message.role is Role.COLLECTOR:
             started = step_rules.start_collector(self._ledger, message.nonce)
             self._engine.do(started, now_s)
@@ -88,9 +127,10 @@ class Handlers:
         self._refuse_ended()
         leases: list[messages.PromptLease] = []
         serving = self._proven(ask.client, ask.message.serving)
+        self._samplers.note(ask.client, serving)
         while len(leases) < min(ask.message.max_groups, MAX_LEASES_PER_REPLY):
             decision = rollout_rules.lease_prompt(
-                self._ledger, ask.client, serving, self._source.prompt_at
+                self._ledger, ask.client, serving, self._source, self._samplers.names
             )
             lease = self._engine.do(decision, ask.now_s)
             if lease is None:
@@ -105,12 +145,21 @@ class Handlers:
 
     def _submit_rollout(self, ask: Ask[messages.SubmitRollout]) -> Answer:
         header = ask.message.rollout
-        decision = rollout_rules.submit_rollout(
-            self._ledger, header, content_hash(header, ask.frames)
-        )
-        if decision.events and decision.outcome == "accepted":
+        decision = rollout_rules.submit_rollout(self._ledger, header, _content_hash(ask))
+        if decision.events and decision.outcome == "accepted" and not header.store:
             self._engine.payloads.add_payload(header, ask.frames)
-        return Answer(messages.Ack(outcome=self._engine.do(decision, ask.now_s)))
+        outcome = self._engine.do(decision, ask.now_s)
+        promise = self._promise(header) if outcome == "accepted" else ""
+        return Answer(messages.Ack(outcome=outcome, promise=promise))
+
+    def _promise(self, header: RolloutHeader) -> messages.Promise:
+        """What this rollout survives: the weaker promise of those that hold a part of it."""
+        if not header.store:
+            return self._identity.promise
+        if header.store == header.actor:
+            return "direct"
+        both = (self._identity.promise, self._identity.store_promise)
+        return "relaxed" if "relaxed" in both else "durable"
 
     def _return_lease(self, ask: Ask[messages.ReturnLease]) -> Answer:
         lease = ask.message.lease
@@ -124,16 +173,18 @@ class Handlers:
 
     def _lease_rollouts(self, ask: Ask[messages.LeaseRollouts]) -> Answer | None:
         self._refuse_ended()
+        self._judges.note(ask.client)
         leases: list[messages.RolloutLease] = []
         while len(leases) < min(ask.message.max_rollouts, MAX_LEASES_PER_REPLY):
-            decision = verdict_rules.lease_rollout(self._ledger, ask.client)
+            decision = verdict_rules.lease_rollout(self._ledger, ask.client, self._judges.names)
             lease = self._engine.do(decision, ask.now_s)
             if lease is None:
                 break
             leases.append(lease)
         if not leases:
             return None
-        payloads = [self._engine.payloads.payload(item.rollout.rollout_id) for item in leases]
+        held_here = [item.rollout for item in leases if not item.rollout.store]
+        payloads = [self._engine.payloads.payload(rollout.rollout_id) for rollout in held_here]
         frames = [frame for _, arrays in payloads for frame in arrays]
         return Answer(messages.RolloutLeases(leases=tuple(leases)), frames)
 
@@ -142,7 +193,9 @@ class Handlers:
         decision = verdict_rules.submit_verdict(
             self._ledger, message.rollout_id, message.verify_attempt, message.verdict
         )
-        return Answer(messages.Ack(outcome=self._engine.do(decision, ask.now_s)))
+        outcome = self._engine.do(decision, ask.now_s)
+        difficulty_rules.check_yield(self._ledger)
+        return Answer(messages.Ack(outcome=outcome))
 
     # --- consumption ------------------------------------------------------------------------------
 
@@ -159,7 +212,7 @@ class Handlers:
         """Whether no group will ever come again."""
         if self._ledger.num_outstanding:
             return False
-        return self._source.prompt_at(self._ledger.state.next_group_id) is None
+        return self._source.draw(self._ledger.state.prompts) is None
 
     def _describe_groups(self, ask: Ask[messages.DescribeGroups]) -> Answer:
         groups = step_rules.describe_groups(self._ledger, ask.message.group_ids)
@@ -226,6 +279,23 @@ class Handlers:
         self._engine.do(step_rules.report_weights(ask.message), ask.now_s)
         return Answer(messages.Ack())
 
+    # --- payload servers --------------------------------------------------------------------------
+
+    def _get_stores(self, ask: Ask[messages.GetStores]) -> Answer:
+        return Answer(messages.Stores(stores=self._fleet.stores(ask.message.names)))
+
+    def _list_ended(self, ask: Ask[messages.ListEnded]) -> Answer:
+        message = ask.message
+        ended = payload_rules.ended_groups(
+            self._ledger, message.group_ids, stepped=message.stepped
+        )
+        return Answer(messages.Ended(group_ids=ended))
+
+    def _report_lost(self, ask: Ask[messages.ReportLost]) -> Answer:
+        decision = payload_rules.report_lost(self._ledger, ask.message.rollout_ids)
+        self._engine.do(decision, ask.now_s)
+        return Answer(messages.Ack())
+
     # --- watching ---------------------------------------------------------------------------------
 
     def _get_fleet(self, ask: Ask[messages.GetFleet]) -> Answer:
@@ -233,6 +303,19 @@ class Handlers:
 
     def _get_status(self, ask: Ask[messages.GetStatus]) -> Answer:
         return Answer(run_status(self._ledger, self._identity.run_id, self.num_parked))
+
+
+def _content_hash(ask: Ask[messages.SubmitRollout]) -> str:
+    """Hash of the rollout: of its frames, or as the client says where they are elsewhere.
+
+    Raises :class:`RefusedError` when there is neither.
+    """
+    message = ask.message
+    if not message.rollout.store:
+        return content_hash(message.rollout, ask.frames)
+    if not message.content_hash:
+        raise RefusedError("malformed", "a rollout with a store needs the hash of its content")
+    return message.content_hash
 
 
 _HANDLERS: dict[type[Request], Callable[[Handlers, Ask[Any]], Answer | None]] = {
@@ -256,4 +339,9 @@ _HANDLERS: dict[type[Request], Callable[[Handlers, Ask[Any]], Answer | None]] = 
     messages.ReportWeights: Handlers._report_weights,
     messages.GetFleet: Handlers._get_fleet,
     messages.GetStatus: Handlers._get_status,
+    messages.GetStores: Handlers._get_stores,
+    messages.ListEnded: Handlers._list_ended,
+    messages.ReportLost: Handlers._report_lost,
 }
+REQUESTS = frozenset(_HANDLERS)
+"""Kinds of message that the broker answers."""

@@ -8,8 +8,11 @@ work must go to somebody else. Leases are known by their attempt, which is never
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
 
 from common.messages import Lease
 
@@ -21,8 +24,7 @@ class Work(enum.Enum):
     VERIFY = "verify"
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True, gc=False):
     """One lease in force."""
 
     owner: str
@@ -31,13 +33,14 @@ class Held:
 
 
 class LeaseTable:
-    """Leases in force by attempt, with the time that each was last named."""
+    """Leases in force by attempt, in the order in which they were last named."""
 
     def __init__(self, lease_s: float) -> None:
         self._lease_s = lease_s
         self._held: dict[int, Held] = {}
-        self._named_at_s: dict[int, float] = {}
+        self._named_at_s: OrderedDict[int, float] = OrderedDict()
         self._by_owner: dict[str, set[int]] = {}
+        self._by_group: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -52,16 +55,18 @@ class LeaseTable:
         self._held[attempt] = held
         self._named_at_s[attempt] = now_s
         self._by_owner.setdefault(held.owner, set()).add(attempt)
+        self._by_group.setdefault(held.lease.group_id, set()).add(attempt)
 
     def finish(self, attempt: int, index: int) -> None:
         """One index of a lease needs no more work; a lease without indices is over."""
         held = self._held.get(attempt)
         if held is None:
             return
-        left = tuple(other for other in held.lease.indices if other != index)
-        if not left:
+        indices = held.lease.indices
+        if indices == (index,):
             self.drop(attempt)
-        elif len(left) < len(held.lease.indices):
+        elif index in indices:
+            left = tuple(other for other in indices if other != index)
             lease = Lease(group_id=held.lease.group_id, indices=left, attempt=attempt)
             self._held[attempt] = Held(held.owner, lease, held.work)
 
@@ -70,28 +75,32 @@ class LeaseTable:
         held = self._held.pop(attempt, None)
         if held is not None:
             del self._named_at_s[attempt]
-            self._by_owner[held.owner].discard(attempt)
+            _discard(self._by_owner, held.owner, attempt)
+            _discard(self._by_group, held.lease.group_id, attempt)
         return held
 
     def num_by_owner(self) -> dict[str, int]:
         """Leases of each owner that has any."""
-        return {owner: len(attempts) for owner, attempts in self._by_owner.items() if attempts}
+        return {owner: len(attempts) for owner, attempts in self._by_owner.items()}
 
     def drop_groups(self, group_ids: Iterable[int]) -> None:
-        """End the leases on groups that have ended; O(all leases), for rare events."""
-        gone = set(group_ids)
-        for attempt in [a for a, held in self._held.items() if held.lease.group_id in gone]:
-            self.drop(attempt)
+        """End the leases on groups that have ended."""
+        for group_id in group_ids:
+            for attempt in list(self._by_group.get(group_id, ())):
+                self.drop(attempt)
 
     def renew(self, owner: str, named: Sequence[Lease], now_s: float) -> tuple[Lease, ...]:
         """Renew what ``owner`` names and return those parts that it no longer holds."""
         revoked = []
         for lease in named:
             held = self._held.get(lease.attempt)
-            kept: set[int] = set()
+            kept: tuple[int, ...] = ()
             if held is not None and held.owner == owner:
                 self._named_at_s[lease.attempt] = now_s
-                kept.update(held.lease.indices)
+                self._named_at_s.move_to_end(lease.attempt)
+                kept = held.lease.indices
+            if kept == lease.indices:
+                continue
             lost = tuple(index for index in lease.indices if index not in kept)
             if lost:
                 revoked.append(Lease(group_id=lease.group_id, indices=lost, attempt=lease.attempt))
@@ -99,10 +108,23 @@ class LeaseTable:
 
     def take_expired(self, now_s: float) -> list[Held]:
         """End and return all leases that nobody has named for ``lease_s``."""
-        due = [a for a, at_s in self._named_at_s.items() if now_s - at_s >= self._lease_s]
+        due: list[int] = []
+        for attempt, at_s in self._named_at_s.items():
+            if now_s - at_s < self._lease_s:
+                break
+            due.append(attempt)
         return [held for held in map(self.drop, due) if held is not None]
 
     def take_owned(self, owner: str) -> list[Held]:
         """End and return all leases of ``owner``: it started again and knows none of them."""
         attempts = sorted(self._by_owner.get(owner, ()))
         return [held for held in map(self.drop, attempts) if held is not None]
+
+
+_Key = TypeVar("_Key")
+
+
+def _discard(attempts: dict[_Key, set[int]], key: _Key, attempt: int) -> None:
+    attempts[key].discard(attempt)
+    if not attempts[key]:
+        del attempts[key]

@@ -13,6 +13,7 @@ from typing import Any
 
 from broker import events
 from broker.admission import Window
+from broker.dead_letters import describe_error
 from broker.events import AnyEvent
 from broker.group_index import GroupIndex
 from broker.groups import GroupRecord, IndexRecord, Phase, Place
@@ -84,6 +85,7 @@ class Ledger:
             self.rules.groups_per_step,
             len(self.state.handed_over),
             self.index.num_by_deadline,
+            self.rules.staleness,
         )
 
     def deadline_of(self, version: WeightVersion) -> int:
@@ -98,7 +100,9 @@ class Ledger:
         if not self.is_train:
             return 0
         oldest = timeline.effective_step(version)
-        return min(oldest + self.rules.max_policy_lag, self.rules.num_steps - 1)
+        deadline_step = min(oldest + self.rules.max_policy_lag, self.rules.num_steps - 1)
+        # only where a deadline shuts nobody out may one before the run's start stand at its start
+        return max(deadline_step, 0) if self.rules.staleness == "mask_tokens" else deadline_step
 
     # --- evolving ---------------------------------------------------------------------------------
 
@@ -106,9 +110,18 @@ class Ledger:
         """Evolve by one event; total over every event that a decision can return."""
         _APPLY[type(event)](self, event)
 
+    def _on_prompt_set_opened(self, event: events.PromptSetOpened) -> None:
+        self.state.prompts.on_set_opened(event)
+
+    def _on_mix_began(self, event: events.MixBegan) -> None:
+        self.state.prompts.on_mix_began(event)
+
     def _on_admitted(self, event: events.Admitted) -> None:
         indices = [IndexRecord() for _ in range(event.size)]
-        self.state.groups[event.group_id] = GroupRecord(event.group_id, event.prompt, indices)
+        self.state.groups[event.group_id] = GroupRecord(
+            event.group_id, event.prompt, indices, position=event.position
+        )
+        self.state.prompts.on_admitted(event)
         self.state.next_group_id = event.group_id + 1
         self.index.file(self.groups[event.group_id])
 
@@ -157,8 +170,26 @@ class Ledger:
         item.verify_attempt, item.verdict = event.attempt, event.verdict
         self.index.file(group)
 
+    def _on_payload_lost(self, event: events.PayloadLost) -> None:
+        group = self.groups[event.group_id]
+        item = group.indices[event.index]
+        item.phase, item.owner = Phase.WAITING, ""
+        item.rollout, item.content_hash, item.verdict, item.masked_spans = None, "", None, ()
+        item.num_lost += 1
+        self.index.file(group)
+
+    def _on_group_judged(self, event: events.GroupJudged) -> None:
+        group = self.groups[event.group_id]
+        group.is_judged = True
+        self.state.prompts.on_judged(group.prompt.prompt_set, group.position, event)
+
     def _on_handed_over(self, event: events.HandedOver) -> None:
         self.state.handed_over.extend(event.group_ids)
+        for group_id in event.group_ids:
+            for item in self.groups[group_id].indices:
+                item.masked_spans = ()
+        for mask in event.masked:
+            self.groups[mask.group_id].indices[mask.index].masked_spans = mask.spans
         self._place(event.group_ids, Place.HANDED_OVER)
 
     def _on_put_back(self, event: events.PutBack) -> None:
@@ -174,6 +205,7 @@ class Ledger:
         self._forget_consumer(event.group_ids)
         self.state.stepped[event.policy_step] = event.group_ids
         self.state.policy_step = event.policy_step + 1
+        self.state.prompts.on_stepped(event.policy_step)
         self._place(event.group_ids, Place.STEPPED)
 
     def _on_trained(self, event: events.Trained) -> None:
@@ -226,11 +258,13 @@ class Ledger:
         self, group: GroupRecord, index: int, phase: Phase, lost: bool, error: str
     ) -> None:
         item = group.indices[index]
+        if lost or error:
+            item.note_failure()
+        if error:
+            group.errors.append(describe_error(index, item.owner, error))
         item.phase, item.owner = phase, ""
         item.num_lost += lost
         item.num_errors += bool(error)
-        if error:
-            group.errors.append(f"index {index}: {error}")
         self.state.num_redelivered += 1
 
     def _place(self, group_ids: Iterable[int], place: Place) -> None:
@@ -255,13 +289,17 @@ class Ledger:
 
 
 _APPLY: dict[type[AnyEvent], Callable[[Ledger, Any], None]] = {
+    events.PromptSetOpened: Ledger._on_prompt_set_opened,
+    events.MixBegan: Ledger._on_mix_began,
     events.Admitted: Ledger._on_admitted,
     events.Leased: Ledger._on_leased,
     events.Released: Ledger._on_released,
     events.Generated: Ledger._on_generated,
     events.VerifyLeased: Ledger._on_verify_leased,
     events.VerifyReleased: Ledger._on_verify_released,
+    events.PayloadLost: Ledger._on_payload_lost,
     events.Verified: Ledger._on_verified,
+    events.GroupJudged: Ledger._on_group_judged,
     events.HandedOver: Ledger._on_handed_over,
     events.PutBack: Ledger._on_put_back,
     events.Restamped: Ledger._on_restamped,

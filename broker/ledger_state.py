@@ -7,8 +7,10 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from broker.admission import Staleness
 from broker.events import AnyEvent, Counter
 from broker.groups import GroupRecord
+from broker.prompts.state import PromptsState
 from broker.timeline import Timeline
 from common.messages import PublishWeights
 from common.types import EvictReason
@@ -27,10 +29,15 @@ class LedgerRules:
     num_steps: int = 100
     max_outstanding_groups: int = 64
     max_attempts: int = 3
+    staleness: Staleness = "wait"
+    max_group_s: float = 0.0
+    dynamic_sampling: bool = False
+    max_dropped_batches: int = 10
+    retire_pass_rate: float = 0.0
+    retire_after: int = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Decision(Generic[_Outcome]):
+class Decision(msgspec.Struct, Generic[_Outcome], frozen=True, gc=False):
     """Events to apply and journal, and what to answer once they are durable."""
 
     events: tuple[AnyEvent, ...]
@@ -42,6 +49,7 @@ class LedgerState(msgspec.Struct):
 
     groups: dict[int, GroupRecord] = msgspec.field(default_factory=dict)
     next_group_id: int = 0
+    prompts: PromptsState = msgspec.field(default_factory=PromptsState)
     next_attempt: int = 1
     policy_step: int = 0
     checkpoint_step: int = 0

@@ -2,12 +2,12 @@
 
 A learner starts from a checkpoint and replays the step records that follow it. Where it cannot
 reproduce what it had published it forks: the groups of the lost steps wait again, tokens of the
-lost branch grow older, and those that can meet no deadline any more are evicted.
+lost branch grow older, and groups that can meet no deadline any more are evicted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from broker import events
 from broker.admission import Window, choose_evictions
@@ -124,42 +124,62 @@ def evict_stale(
     timeline: Timeline,
     excluded: Iterable[int] = (),
 ) -> tuple[AnyEvent, ...]:
-    """Restore the admission invariant for the batch ``policy_step`` under ``timeline``.
+    """Evict and restamp open groups as the policy demands, now that ``policy_step`` is computed.
 
-    ``returned`` are groups that the consumer no longer holds, ``excluded`` open ones that it will.
+    ``returned`` are groups that the consumer no longer holds, ``excluded`` open ones that it will,
+    ``timeline`` is about to be the current one. ``wait`` restores its invariant, ``drop_group``
+    drops what is overdue, ``mask_tokens`` drops nothing.
     """
-    if not ledger.is_train:
+    taken, back = set(excluded), set(returned)
+    moved_on = timeline != ledger.state.timeline or bool(taken or back)
+    if not ledger.is_train or not (moved_on or _has_overdue(ledger, policy_step)):
         return ()
-    taken = set(excluded)
-    back = set(returned)
     groups = [
         group
         for group in ledger.groups.values()
         if (group.place is Place.OPEN or group.group_id in back) and group.group_id not in taken
     ]
     deadlines = {g.group_id: _deadline_under(ledger, g, timeline, policy_step) for g in groups}
-    window = Window(policy_step, ledger.rules.groups_per_step, 0, {})
-    progress = {group.group_id: group.num_finished for group in groups}
-    stale = choose_evictions(deadlines, progress, window)
-    moved = [g for g in groups if deadlines[g.group_id] != g.deadline_step]
+    stale = _too_late(ledger, groups, deadlines, policy_step)
+    gone = set(stale)
     restamped = [
         events.Restamped(group_id=g.group_id, deadline_step=deadlines[g.group_id])
-        for g in moved
-        if g.group_id not in set(stale)
+        for g in groups
+        if deadlines[g.group_id] != g.deadline_step and g.group_id not in gone
     ]
     evicted = events.Evicted(group_ids=tuple(stale), reason=EvictReason.STALE)
     return (*restamped, evicted) if stale else tuple(restamped)
+
+
+def _has_overdue(ledger: Ledger, policy_step: int) -> bool:
+    """Whether an open group should have been in a batch before ``policy_step``."""
+    if ledger.rules.staleness == "mask_tokens":
+        return False
+    return min(ledger.index.num_by_deadline, default=policy_step) < policy_step
+
+
+def _too_late(
+    ledger: Ledger, groups: Sequence[GroupRecord], deadlines: Mapping[int, int], policy_step: int
+) -> list[int]:
+    """Which of ``groups`` are evicted as stale."""
+    rules = ledger.rules
+    if rules.staleness == "mask_tokens":
+        return []
+    if rules.staleness == "drop_group":
+        return [group_id for group_id, deadline in deadlines.items() if deadline < policy_step]
+    progress = {group.group_id: group.num_finished for group in groups}
+    return choose_evictions(deadlines, progress, Window(policy_step, rules.groups_per_step, 0, {}))
 
 
 def _deadline_under(
     ledger: Ledger, group: GroupRecord, timeline: Timeline, policy_step: int
 ) -> int:
     """The group's deadline once ``timeline`` is current; a group without tokens starts afresh."""
+    if group.is_untouched:
+        return max(group.deadline_step, policy_step)
     if timeline == ledger.state.timeline:
         return group.deadline_step
     versions = list(group.sampling_versions())
-    if not versions:
-        return max(group.deadline_step, policy_step)
     return min(
         group.deadline_step, *(ledger.deadline_under(timeline, version) for version in versions)
     )

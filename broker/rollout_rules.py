@@ -6,20 +6,22 @@ wins, and whatever comes later is answered without changing the group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from broker import events
 from broker.admission import may_admit, may_admit_unbounded, may_move
+from broker.dead_letters import cap_error, dead_letter_of, describe_error
 from broker.events import AnyEvent, Counter
 from broker.groups import GroupRecord, IndexRecord, Phase, Place
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
+from broker.prompt_rules import admission
+from broker.prompts.mixture import PromptSource
 from common.errors import RefusedError
 from common.messages import Lease, PromptLease
 from common.types import (
     EvictReason,
-    Prompt,
     RolloutHeader,
     RolloutId,
     WeightVersion,
@@ -34,27 +36,31 @@ A prompt that kills its actor must not do so for ever, but a fleet that is preem
 dead-letter its prompts.
 """
 
-MAX_REASON = 4000
-
 
 def lease_prompt(
     ledger: Ledger,
     owner: str,
     serving: WeightVersion,
-    prompt_at: Callable[[int], Prompt | None],
+    source: PromptSource,
+    peers: Collection[str] = (),
 ) -> Decision[PromptLease | None]:
     """Work for an actor that proved that it serves ``serving``: a waiting group, else a new one.
 
-    ``prompt_at`` maps the prompt cursor to a prompt, or None when the source is used up.
+    Answers at which ``owner`` failed go to one of its ``peers`` while it has any.
     """
     if not may_sample(ledger, serving):
         return Decision((), None)
-    for group_id in ledger.index.waiting.firsts():
+
+    def permits(group_id: int) -> bool:
+        return bool(_open_to(ledger.groups[group_id], owner, peers))
+
+    for group_id in ledger.index.waiting.firsts(permits):
         group = ledger.groups[group_id]
         deadline_step = _deadline_for_lease(ledger, group, serving)
         if deadline_step is not None:
-            return _leased(ledger, group.prompt, group, owner, serving, deadline_step)
-    return _admitted(ledger, owner, serving, prompt_at)
+            indices = _open_to(group, owner, peers)
+            return _leased(ledger, group, indices, owner, serving, deadline_step)
+    return _admitted(ledger, owner, serving, source)
 
 
 def may_sample(ledger: Ledger, serving: WeightVersion) -> bool:
@@ -76,43 +82,47 @@ def _admitted(
     ledger: Ledger,
     owner: str,
     serving: WeightVersion,
-    prompt_at: Callable[[int], Prompt | None],
+    source: PromptSource,
 ) -> Decision[PromptLease | None]:
     deadline_step = ledger.deadline_of(serving)
     if ledger.is_train:
         room = may_admit(ledger.window(), deadline_step)
     else:
         room = may_admit_unbounded(len(ledger.groups), ledger.rules.max_outstanding_groups)
-    prompt = prompt_at(ledger.state.next_group_id) if room else None
-    if prompt is None:
+    draw = source.draw(ledger.state.prompts) if room else None
+    if draw is None:
         return Decision((), None)
-    group_id, size = ledger.state.next_group_id, ledger.rules.group_size
-    admitted = events.Admitted(group_id=group_id, prompt=prompt, size=size)
-    fresh = GroupRecord(group_id, prompt, [IndexRecord() for _ in range(size)])
-    lease = _leased(ledger, prompt, fresh, owner, serving, deadline_step)
-    return Decision((admitted, *lease.events), lease.outcome)
+    indices = [IndexRecord() for _ in range(ledger.rules.group_size)]
+    fresh = GroupRecord(ledger.state.next_group_id, draw.prompt, indices)
+    lease = _leased(ledger, fresh, range(len(indices)), owner, serving, deadline_step)
+    return Decision((*admission(ledger, draw), *lease.events), lease.outcome)
+
+
+def _open_to(group: GroupRecord, owner: str, peers: Collection[str]) -> list[int]:
+    """Waiting indices of ``group`` that ``owner`` may sample."""
+    waiting = group.in_phase(Phase.WAITING)
+    return [index for index in waiting if not group.indices[index].is_barred_to(owner, peers)]
 
 
 def _leased(
     ledger: Ledger,
-    prompt: Prompt,
     group: GroupRecord,
+    indices: Sequence[int],
     owner: str,
     serving: WeightVersion,
     deadline_step: int,
 ) -> Decision[PromptLease | None]:
-    indices = tuple(group.in_phase(Phase.WAITING))
     attempt = ledger.state.next_attempt
     event = events.Leased(
         group_id=group.group_id,
-        indices=indices,
+        indices=tuple(indices),
         attempt=attempt,
         owner=owner,
         version=serving,
         deadline_step=deadline_step,
     )
-    lease = Lease(group_id=group.group_id, indices=indices, attempt=attempt)
-    return Decision((event,), PromptLease(prompt=prompt, lease=lease))
+    lease = Lease(group_id=group.group_id, indices=event.indices, attempt=attempt)
+    return Decision((event,), PromptLease(prompt=group.prompt, lease=lease))
 
 
 def _deadline_for_lease(ledger: Ledger, group: GroupRecord, serving: WeightVersion) -> int | None:
@@ -122,6 +132,8 @@ def _deadline_for_lease(ledger: Ledger, group: GroupRecord, serving: WeightVersi
     deadline of its oldest token.
     """
     fresh = ledger.deadline_of(serving)
+    if ledger.is_train and fresh < ledger.state.policy_step:
+        return None
     deadline_step = fresh if group.is_untouched else min(fresh, group.deadline_step)
     return deadline_step if _may_move(ledger, group, deadline_step) else None
 
@@ -141,6 +153,7 @@ def submit_rollout(ledger: Ledger, rollout: RolloutHeader, content_hash: str) ->
         return group_ended(ledger, rollout_id.group_id)
     if rollout_id.attempt not in group.versions or rollout_id.index >= len(group.indices):
         raise RefusedError("unknown_lease", f"{rollout_id} was never leased")
+    _check_spans(rollout)
     item = group.indices[rollout_id.index]
     if item.phase.has_rollout:
         return _second_result(group, item, rollout_id, content_hash)
@@ -152,6 +165,16 @@ def submit_rollout(ledger: Ledger, rollout: RolloutHeader, content_hash: str) ->
         rollout=rollout, content_hash=content_hash, deadline_step=deadline_step
     )
     return Decision((event,), "accepted")
+
+
+def _check_spans(rollout: RolloutHeader) -> None:
+    """Every token needs exactly one version, or its age could not be told."""
+    starts = [span.start for span in rollout.version_spans]
+    if starts[0] != 0 or starts != sorted(starts):
+        raise RefusedError(
+            "malformed",
+            f"{rollout.rollout_id}: version spans must start at token 0 and ascend, got {starts}",
+        )
 
 
 def _too_old(group: GroupRecord, item: IndexRecord, rollout_id: RolloutId) -> Decision[Outcome]:
@@ -212,11 +235,13 @@ def release_prompt(
     )
     if not held:
         return Decision((), None)
+    error = cap_error(error)
     released = events.Released(
         group_id=lease.group_id, indices=held, attempt=lease.attempt, lost=lost, error=error
     )
     poison = [group.indices[index] for index in held]
-    return Decision((released, *dead_letter(ledger, group, poison, lost, error)), None)
+    latest = [describe_error(index, group.indices[index].owner, error) for index in held if error]
+    return Decision((released, *dead_letter(ledger, group, poison, lost, latest)), None)
 
 
 def _is_held(item: IndexRecord, attempt: int) -> bool:
@@ -224,16 +249,35 @@ def _is_held(item: IndexRecord, attempt: int) -> bool:
 
 
 def dead_letter(
-    ledger: Ledger, group: GroupRecord, items: Sequence[IndexRecord], lost: bool, error: str
+    ledger: Ledger,
+    group: GroupRecord,
+    items: Sequence[IndexRecord],
+    lost: bool,
+    latest: Sequence[str],
 ) -> tuple[AnyEvent, ...]:
-    """The dead letter of a group whose worst index has used up its deliveries, or nothing."""
-    limit = ledger.rules.max_attempts
-    spent = any(
-        (item.num_errors + bool(error)) * LOST_PER_ERROR + item.num_lost + lost
-        >= limit * LOST_PER_ERROR
-        for item in items
+    """The dead letter of a group whose worst index has used up its deliveries, or nothing.
+
+    ``items`` have just been lost, or have ended in the errors of ``latest``.
+    """
+    worst = max(
+        (item.num_errors + bool(latest)) * LOST_PER_ERROR + item.num_lost + lost for item in items
     )
-    if not spent:
+    if worst < ledger.rules.max_attempts * LOST_PER_ERROR:
         return ()
-    told = [*group.errors, error] if error else [*group.errors, "its holders vanished"]
-    return (events.DeadLettered(group_id=group.group_id, reason="; ".join(told)[:MAX_REASON]),)
+    num_errors = len(group.errors) + len(latest)
+    reason = f"it ended in an error {num_errors} times and was lost {_num_lost(group) + lost} times"
+    return (dead_letter_of(group, reason, latest),)
+
+
+def _num_lost(group: GroupRecord) -> int:
+    return sum(item.num_lost for item in group.indices)
+
+
+def give_up(ledger: Ledger, group_id: int, limit_s: float) -> Decision[None]:
+    """Dead-letter a group that was not verified within ``limit_s``; another stays as it is."""
+    group = ledger.groups.get(group_id)
+    if group is None or group.place is not Place.OPEN or group.is_verified:
+        return Decision((), None)
+    reason = f"not verified within broker.max_group_s ({limit_s:g} s) of its first lease"
+    counted = events.Counted(what=Counter.TIMED_OUT)
+    return Decision((counted, dead_letter_of(group, reason)), None)

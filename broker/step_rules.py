@@ -8,14 +8,15 @@ commits is trained at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from broker import events
 from broker.admission import may_hand_over
-from broker.events import AnyEvent, Counter
+from broker.events import AnyEvent, Counter, MaskedSpans
 from broker.groups import GroupRecord, Place
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
+from broker.masking import is_all_masked, mask_group
 from broker.resume_rules import evict_stale, put_back
 from common.errors import RefusedError
 from common.messages import (
@@ -47,28 +48,60 @@ def hand_over(ledger: Ledger, pull: Pull) -> Decision[Groups | None]:
     if ledger.is_train:
         _check_step(ledger, pull.policy_step)
     again = _lost_in_reply(ledger, pull)[: pull.max_groups]
-    fresh = _next_verified(ledger, pull.max_groups - len(again))
+    chosen = _choose_verified(ledger, pull.max_groups - len(again))
     decided: list[AnyEvent] = []
-    if fresh:
-        decided.append(events.HandedOver(group_ids=fresh, policy_step=pull.policy_step))
-    groups = tuple(ledger.groups[group_id].verified_group() for group_id in (*again, *fresh))
-    return Decision(tuple(decided), Groups(groups=groups) if groups else None)
+    if chosen.all_masked:
+        gone = tuple(chosen.all_masked)
+        decided.append(events.Evicted(group_ids=gone, reason=EvictReason.ALL_MASKED))
+    if chosen.masks:
+        decided.append(
+            events.HandedOver(
+                group_ids=tuple(chosen.masks),
+                policy_step=pull.policy_step,
+                masked=tuple(mask for masks in chosen.masks.values() for mask in masks),
+            )
+        )
+    groups = [ledger.groups[group_id].verified_group() for group_id in again]
+    for group_id, masks in chosen.masks.items():
+        spans = {mask.index: mask.spans for mask in masks}
+        groups.append(ledger.groups[group_id].masked_group(spans))
+    return Decision(tuple(decided), Groups(groups=tuple(groups)) if groups else None)
 
 
-def _next_verified(ledger: Ledger, max_groups: int) -> tuple[int, ...]:
-    """Verified groups, earliest deadline first, that may go without endangering another."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Groups to hand over with their masks, in order, and those that masks leave empty."""
+
+    masks: dict[int, tuple[MaskedSpans, ...]] = field(default_factory=dict)
+    all_masked: list[int] = field(default_factory=list)
+
+
+def _choose_verified(ledger: Ledger, max_groups: int) -> _Chosen:
+    """Verified groups that may go, earliest deadline first."""
     counts = dict(ledger.index.num_by_deadline)
     window = replace(ledger.window(), num_by_deadline=counts)
-    taken: list[int] = []
+    chosen = _Chosen()
     for group_id in ledger.index.verified:
-        deadline_step = ledger.groups[group_id].deadline_step
-        blocked = ledger.is_train and not may_hand_over(window, deadline_step)
-        if len(taken) >= max_groups or blocked:
+        group = ledger.groups[group_id]
+        blocked = ledger.is_train and not may_hand_over(window, group.deadline_step)
+        if len(chosen.masks) >= max_groups or blocked:
             break
-        taken.append(group_id)
-        counts[deadline_step] -= 1
+        counts[group.deadline_step] -= 1
+        masks = _masks(ledger, group)
+        if is_all_masked(group, masks):
+            chosen.all_masked.append(group_id)
+            continue
+        chosen.masks[group_id] = masks
         window = replace(window, num_handed_over=window.num_handed_over + 1)
-    return tuple(taken)
+    return chosen
+
+
+def _masks(ledger: Ledger, group: GroupRecord) -> tuple[MaskedSpans, ...]:
+    """Tokens of ``group`` that are too old for the batch being computed."""
+    rules, state = ledger.rules, ledger.state
+    if not ledger.is_train or rules.staleness != "mask_tokens":
+        return ()
+    return mask_group(group, state.timeline, state.policy_step - rules.max_policy_lag)
 
 
 def _lost_in_reply(ledger: Ledger, pull: Pull) -> list[int]:
@@ -129,7 +162,8 @@ def commit_step(ledger: Ledger, commit: CommitStep) -> Decision[None]:
     _check_step(ledger, commit.policy_step)
     _check_handed_over(ledger, commit.group_ids)
     stepped = events.Stepped(policy_step=commit.policy_step, group_ids=commit.group_ids)
-    left = [group for group in state.handed_over if group not in set(commit.group_ids)]
+    committed = set(commit.group_ids)
+    left = [group_id for group_id in state.handed_over if group_id not in committed]
     back = put_back(left)
     stale = evict_stale(ledger, commit.policy_step + 1, left, state.timeline)
     return Decision((*back, stepped, *stale), None)

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 from broker import events
 from broker.events import AnyEvent, Counter
 from broker.fleet import Fleet
+from broker.journal import Journal
 from broker.ledger import Ledger
+from broker.length_tally import LengthTally
+from broker.prompts.metrics import export_prompts
 from common.metrics import Metrics
 from common.types import EvictReason, Role
 
@@ -29,25 +32,62 @@ def export_gauges(metrics: Metrics, ledger: Ledger, fleet: Fleet, journal_bytes:
     metrics.set("headrace_conservation_imbalance", counts.imbalance)
     metrics.set("headrace_policy_step", ledger.state.policy_step)
     metrics.set("headrace_journal_bytes", journal_bytes)
+    export_prompts(metrics, ledger.state.prompts)
 
 
-def count_requests(metrics: Metrics, kinds: Iterable[str], refused: Iterable[str]) -> None:
-    """Count the requests of a turn by kind, and those refused by code."""
+def export_journal(metrics: Metrics, journal: Journal) -> None:
+    """Write the gauges of the journal."""
+    metrics.set("headrace_journal_bytes", journal.num_bytes)
+    metrics.set("headrace_journal_live_bytes", journal.live_bytes)
+    metrics.set("headrace_journal_full", 0 if journal.accepts_payloads else 1)
+
+
+def count_requests(metrics: Metrics, kinds: Iterable[str]) -> None:
+    """Count the requests of a turn by kind."""
     for kind, number in Tally(kinds).items():
         metrics.inc("headrace_requests_total", number, kind=kind)
-    for code, number in Tally(refused).items():
-        metrics.inc("headrace_requests_refused_total", number, code=code)
+
+
+def count_refused(metrics: Metrics, code: str) -> None:
+    """Count a refusal by its code."""
+    metrics.inc("headrace_requests_refused_total", code=code)
 
 
 def count_events(metrics: Metrics, happened: Sequence[AnyEvent]) -> None:
     """Count what the events of a turn say about repeated work."""
-    for event in happened:
-        if isinstance(event, events.Released):
-            number = len(event.indices)
-            metrics.inc("headrace_leases_redelivered_total", number, work="generate")
-        elif isinstance(event, events.VerifyReleased):
-            metrics.inc("headrace_leases_redelivered_total", work="verify")
-        elif isinstance(event, events.Counted) and event.what is Counter.QUARANTINED:
-            metrics.inc("headrace_rollouts_quarantined_total")
-        elif isinstance(event, events.Counted) and event.what in (Counter.DUPLICATE, Counter.LATE):
-            metrics.inc("headrace_rollouts_duplicate_total")
+    for kind, number in Tally(map(type, happened)).items():
+        if kind in _COUNTED_SINGLY:
+            for event in happened:
+                if type(event) is kind:
+                    _count_event(metrics, event)
+        elif kind is events.VerifyReleased:
+            metrics.inc("headrace_leases_redelivered_total", number, work="verify")
+
+
+_COUNTED_SINGLY = frozenset((events.Released, events.Counted))
+_COUNTERS = {
+    Counter.QUARANTINED: "headrace_rollouts_quarantined_total",
+    Counter.DUPLICATE: "headrace_rollouts_duplicate_total",
+    Counter.LATE: "headrace_rollouts_duplicate_total",
+    Counter.TIMED_OUT: "headrace_groups_timed_out_total",
+}
+
+
+def _count_event(metrics: Metrics, event: AnyEvent) -> None:
+    if isinstance(event, events.Released):
+        metrics.inc("headrace_leases_redelivered_total", len(event.indices), work="generate")
+    elif isinstance(event, events.Counted) and event.what in _COUNTERS:
+        metrics.inc(_COUNTERS[event.what])
+
+
+def count_lengths(metrics: Metrics, tally: LengthTally) -> None:
+    """Count answers and tokens by length, and empty ``tally``."""
+    for sampling, answers in (("first", tally.first), ("resampled", tally.resampled)):
+        for num_tokens, number in answers.items():
+            for _ in range(number):
+                metrics.observe("headrace_answer_length_tokens", num_tokens, sampling=sampling)
+    metrics.inc("headrace_rollouts_resampled_total", tally.resampled.total())
+    for length, number in tally.handed_over.items():
+        metrics.inc("headrace_tokens_handed_over_total", number, length=length)
+        metrics.inc("headrace_tokens_masked_total", tally.masked[length], length=length)
+    tally.clear()

@@ -1,30 +1,44 @@
 """Decisions about verification. Pure: read the ledger, return events.
 
 A verdict is typed: a judgement ends the work on a rollout, an infrastructure failure never becomes
-a reward and sends the rollout to whoever asks next, and data that no verifier could judge drops
-the group.
+a reward and sends the rollout to another verifier if there is one, and data that no verifier could
+judge drops the group.
 """
 
 from __future__ import annotations
 
-from broker import events
+from collections.abc import Collection
+
+from broker import difficulty_rules, events
+from broker.dead_letters import cap_error, dead_letter_of, describe_error
 from broker.events import Counter
 from broker.groups import GroupRecord, IndexRecord, Phase
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
-from broker.rollout_rules import MAX_REASON, Outcome, counted, dead_letter, group_ended
+from broker.rollout_rules import Outcome, counted, dead_letter, group_ended
 from common.errors import RefusedError
 from common.messages import RolloutLease
 from common.types import RolloutId, Verdict, VerdictStatus
 
 
-def lease_rollout(ledger: Ledger, owner: str) -> Decision[RolloutLease | None]:
-    """The most urgent rollout that no verifier holds."""
-    group_id = next(ledger.index.generated.firsts(), None)
+def lease_rollout(
+    ledger: Ledger, owner: str, peers: Collection[str] = ()
+) -> Decision[RolloutLease | None]:
+    """The most urgent rollout that no verifier holds.
+
+    One at which ``owner`` failed goes to one of its ``peers`` while it has any.
+    """
+
+    def permits(group_id: int) -> bool:
+        return _first_open_to(ledger.groups[group_id], owner, peers) is not None
+
+    group_id = next(ledger.index.generated.firsts(permits), None)
     if group_id is None or ledger.state.sealed:
         return Decision((), None)
     group = ledger.groups[group_id]
-    index = group.in_phase(Phase.GENERATED)[0]
+    index = _first_open_to(group, owner, peers)
+    if index is None:
+        raise ValueError("a group is chosen for an index that its owner may verify")
     rollout = group.indices[index].rollout
     if rollout is None:
         raise ValueError("a generated index has a rollout")
@@ -32,6 +46,12 @@ def lease_rollout(ledger: Ledger, owner: str) -> Decision[RolloutLease | None]:
     event = events.VerifyLeased(group_id=group_id, index=index, attempt=attempt, owner=owner)
     lease = RolloutLease(prompt=group.prompt, rollout=rollout, verify_attempt=attempt)
     return Decision((event,), lease)
+
+
+def _first_open_to(group: GroupRecord, owner: str, peers: Collection[str]) -> int | None:
+    """The first rollout of ``group`` that ``owner`` may verify."""
+    waiting = group.in_phase(Phase.GENERATED)
+    return next((n for n in waiting if not group.indices[n].is_barred_to(owner, peers)), None)
 
 
 def submit_verdict(
@@ -53,13 +73,14 @@ def submit_verdict(
     if verdict.status is VerdictStatus.INFRA_ERROR:
         return _verify_again(ledger, group, rollout_id.index, verify_attempt, verdict.reason)
     if not verdict.status.is_judged:
-        reason = f"index {rollout_id.index}: {verdict.status.value}: {verdict.reason}"
-        dead = events.DeadLettered(group_id=group.group_id, reason=reason[:MAX_REASON])
-        return Decision((dead,), "accepted")
+        reason = f"no verifier can judge index {rollout_id.index}: {verdict.status.value}"
+        told = describe_error(rollout_id.index, item.owner, cap_error(verdict.reason))
+        return Decision((dead_letter_of(group, reason, [told]),), "accepted")
     verified = events.Verified(
         group_id=group.group_id, index=rollout_id.index, attempt=verify_attempt, verdict=verdict
     )
-    return Decision((verified,), "accepted")
+    after = difficulty_rules.after_verdict(ledger, group, rollout_id.index, verdict)
+    return Decision((verified, *after), "accepted")
 
 
 def _verify_again(
@@ -85,11 +106,13 @@ def release_rollout(
     group = ledger.groups.get(group_id)
     if group is None or not _is_verifying(group.indices[index], verify_attempt):
         return Decision((), None)
+    error = cap_error(error)
     released = events.VerifyReleased(
         group_id=group_id, index=index, attempt=verify_attempt, lost=lost, error=error
     )
-    poison = [group.indices[index]]
-    return Decision((released, *dead_letter(ledger, group, poison, lost, error)), None)
+    item = group.indices[index]
+    latest = [describe_error(index, item.owner, error)] if error else []
+    return Decision((released, *dead_letter(ledger, group, [item], lost, latest)), None)
 
 
 def _is_verifying(item: IndexRecord, verify_attempt: int) -> bool:

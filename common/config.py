@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+DEFAULT_PROMPT_SET = "default"
+"""Name of the one set of a run without ``[[prompts.sets]]``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -37,8 +40,32 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptSetConfig:
+    """One of several prompt sets: exactly one of ``file`` and ``generator``."""
+
+    name: str
+    """Name in metrics and in the journal, which keeps the cursor of the set under it."""
+    weight: float = 1.0
+    """Share of the prompts, relative to the other sets that are not used up."""
+    file: str = ""
+    """JSON Lines file with ``prompt_id``, ``prompt``, ``task`` and the task's own fields."""
+    generator: str = ""
+    """Name of a registered generator, for example ``chain-addition``."""
+    options: dict[str, int | float | str | bool] = field(default_factory=dict)
+    """Options of the generator."""
+    split: Literal["train", "held-out"] = "train"
+    """Which half of a generator's problems."""
+    shuffle: bool = True
+    """Shuffle a file anew each epoch, by ``run.seed``."""
+    epochs: int = 0
+    """Passes over a file or a held-out list; 0: a file without end, a held-out list once."""
+    limit: int = 0
+    """Stop after this many prompts, 0 for no limit; of held-out problems: how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptsConfig:
-    """Where prompts come from: exactly one of ``file`` and ``generator``."""
+    """Where prompts come from: exactly one of ``file``, ``generator`` and ``sets``."""
 
     file: str = ""
     """JSON Lines file with ``prompt_id``, ``prompt``, ``task`` and the task's own fields."""
@@ -50,10 +77,35 @@ class PromptsConfig:
     """Which half of a generator's problems."""
     shuffle: bool = True
     """Shuffle a file anew each epoch, by ``run.seed``."""
+    epochs: int = 0
+    """Passes over a file or a held-out list; 0: a file without end, a held-out list once."""
     limit: int = 0
-    """Stop after this many prompts; 0 means no limit (a file is then repeated in epochs)."""
+    """Stop after this many prompts, 0 for no limit; of held-out problems: how many there are."""
+    sets: tuple[PromptSetConfig, ...] = ()
+    """Several sets with weights, in place of the keys above."""
+    retire_pass_rate: float = 0.0
+    """A prompt is solved by a group with at least this share of right answers; 0 retires none."""
+    retire_after: int = 2
+    """Groups in a row that must solve a prompt before later epochs pass it by."""
     template: Literal["plain", "r1-zero", "chat"] = "plain"
     """How a prompt becomes model input: as it is, R1-Zero's paragraph, or the chat template."""
+
+    @property
+    def all_sets(self) -> tuple[PromptSetConfig, ...]:
+        """The sets; a source without a table of its own is the set ``default``."""
+        if self.sets:
+            return self.sets
+        only = PromptSetConfig(
+            name=DEFAULT_PROMPT_SET,
+            file=self.file,
+            generator=self.generator,
+            options=self.options,
+            split=self.split,
+            shuffle=self.shuffle,
+            epochs=self.epochs,
+            limit=self.limit,
+        )
+        return (only,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +113,59 @@ class BrokerConfig:
     """The broker: durable queue between all roles."""
 
     endpoint: str = "ipc"
-    """``ipc`` for a private local socket, or ``tcp://host:port``."""
+    """``ipc`` for a private local socket, or ``tcp://host:port``, which needs security.keys."""
     allow_plaintext_tcp: bool = False
-    """TCP here is neither authenticated nor encrypted; it must be asked for by name."""
+    """TCP without keys, neither authenticated nor encrypted: it must be asked for by name."""
     heartbeat_s: float = 2.0
     """Clients are heard of this often."""
     dead_after_s: float = 15.0
     """A client silent for so long has lost its leases; model loads hold a process for seconds."""
     max_attempts: int = 3
     """Deliveries of one piece of work that may end in an error before it is dead-lettered."""
+    max_group_s: float = 0.0
+    """A group unverified so long after its first lease is dead-lettered; 0 sets no limit."""
     max_outstanding_groups: int = 64
     """Groups in flight in a ``collect`` run, where no lag bound limits them."""
     no_progress_s: float = 600.0
     """The broker gives up when all roles are present and nothing has moved for so long."""
     max_absence_s: float = 7200.0
     """Longest absence of a role, for example a requeued learner, before the broker gives up."""
+    acks: Literal["durable", "relaxed"] = "durable"
+    """An acknowledged record survives a crash of the machine, or (``relaxed``) of the process."""
+    journal_segment_bytes: int = 67108864
+    """Size of one file of the journal; disk is given back by the file."""
+    max_journal_bytes: int = 0
+    """Disk that the journal takes; when it is used up, rollouts wait. 0: as much as there is."""
+    max_memory_bytes: int = 536870912
+    """Memory of the broker process: producers wait and readers take turns before it is passed."""
+    metrics_port: int = 0
+    """Port of /metrics on 127.0.0.1; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoresConfig:
+    """Where the arrays of rollouts are kept; the ledger is always with the broker."""
+
+    payloads: Literal["broker", "store", "direct"] = "broker"
+    """``broker``; ``store``: processes of their own; ``direct``: in memory, at the actor."""
+    count: int = 1
+    """Stores that a local run starts where ``payloads`` is ``store``."""
+    endpoint: str = "ipc"
+    """``ipc``, or ``tcp://host:port``: ``*`` is every address of the machine, 0 a free port."""
+    acks: Literal["durable", "relaxed"] = "durable"
+    """``durable``: kept arrays survive a crash of the machine; ``relaxed``: of the store."""
+    segment_bytes: int = 67108864
+    """Size of one file of a store's log; disk is given back by the file."""
+    hot_bytes: int = 268435456
+    """Arrays that one store also keeps in memory, so that they are sent without being read."""
+    max_bytes: int = 68719476736
+    """Disk that one store takes; when it is used up, puts go elsewhere or wait."""
+    direct_bytes: int = 1073741824
+    """Memory for arrays in one actor (``direct``); when it is used up, sampling waits."""
+    patience_s: float = 120.0
+    """A store that does not answer for so long has lost what it held."""
+    sweep_s: float = 2.0
+    """How often a payload server asks which groups have ended."""
     metrics_port: int = 0
     """Port of /metrics on 127.0.0.1; 0 takes a free one."""
 
@@ -169,6 +259,12 @@ class LearnerConfig:
     """Completions sampled for one prompt."""
     max_policy_lag: int = 2
     """Hard bound: no token sampled more than so many steps ago contributes gradient."""
+    staleness: Literal["wait", "mask_tokens", "drop_group"] = "wait"
+    """How the bound is kept: ``wait`` for late groups, mask over-age tokens or drop late groups."""
+    dynamic_sampling: bool = False
+    """Drop groups whose rewards are all equal and sample others in their place (DAPO)."""
+    max_dropped_batches: int = 10
+    """Batches of groups dropped in a row, none kept, that stop the run; 0 sets no limit."""
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""
     warmup_steps: int = 0
@@ -252,6 +348,14 @@ class CollectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecurityConfig:
+    """Who may take part."""
+
+    keys: str = ""
+    """Directory of CURVE keys made by ``headrace keys``; without one, only local sockets."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -259,6 +363,8 @@ class Config:
     model: ModelConfig
     prompts: PromptsConfig = PromptsConfig()
     broker: BrokerConfig = BrokerConfig()
+    security: SecurityConfig = SecurityConfig()
+    stores: StoresConfig = StoresConfig()
     actor: ActorConfig = ActorConfig()
     verifier: VerifierConfig = VerifierConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -281,6 +387,11 @@ class Config:
         return (self.learner.max_policy_lag + 1) * self.learner.groups_per_step
 
     @property
+    def max_rollout_bytes(self) -> int:
+        """Arrays of the longest rollout: an id for each token, a log-probability where sampled."""
+        return 4 * (self.model.max_length + self.actor.max_tokens)
+
+    @property
     def rollouts_per_step(self) -> int:
         """groups_per_step x group_size."""
         return self.learner.groups_per_step * self.learner.group_size
@@ -294,8 +405,13 @@ class RunPaths:
 
     @property
     def journal(self) -> Path:
-        """The broker's journal."""
-        return self.root / "broker" / "journal.sqlite"
+        """Directory of the broker's journal."""
+        return self.root / "broker" / "journal"
+
+    @property
+    def stores(self) -> Path:
+        """Logs of the stores, one directory a store."""
+        return self.root / "stores"
 
     @property
     def endpoint_file(self) -> Path:

@@ -18,6 +18,8 @@ import tomli_w
 from common import config as sections
 from common.config import Config, RunPaths
 from common.errors import ConfigError
+from common.prompt_config_rules import prompt_rules
+from common.store_config_rules import store_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -62,8 +64,9 @@ def check_config(config: Config, file: Path) -> None:
 
 def _rules(config: Config) -> Iterator[str]:
     yield from _number_rules(config)
-    yield from _prompt_rules(config)
+    yield from prompt_rules(config)
     yield from _broker_rules(config)
+    yield from store_rules(config)
     if not _NAME.fullmatch(config.run.id):
         yield (
             f"run.id must be up to 64 letters, digits, '.', '_' or '-', got {config.run.id!r} "
@@ -103,13 +106,20 @@ _AT_LEAST: tuple[tuple[str, float, str], ...] = (
     ("verifier.num_workers", 1, "use the number of spare cores"),
     ("broker.max_attempts", 1, "use 3"),
     ("broker.max_outstanding_groups", 1, "use 64"),
+    ("broker.max_group_s", 0, "use 0 for no limit"),
+    ("broker.journal_segment_bytes", 65536, "use 67108864"),
+    ("broker.max_memory_bytes", 201326592, "use 536870912"),
+    ("stores.count", 1, "use 1 to start with"),
+    ("stores.segment_bytes", 1048576, "use 67108864"),
+    ("stores.hot_bytes", 0, "use 0 to keep nothing in memory"),
+    ("stores.max_bytes", 1048576, "use 68719476736"),
     ("weights.keep_versions", 1, "keep at least the newest"),
     ("weights.bucket_bytes", 1024, "use 67108864"),
     ("collect.samples_per_prompt", 1, "use 4"),
     ("collect.num_prompts", 1, "use 512"),
     ("sft.num_steps", 1, "use 400"),
     ("sft.batch_size", 1, "use 64"),
-    ("prompts.limit", 0, "use 0 for no limit"),
+    ("learner.max_dropped_batches", 0, "use 0 for no limit"),
     ("model.max_length", 2, "use 2048"),
 )
 _ABOVE_ZERO: tuple[str, ...] = (
@@ -121,6 +131,8 @@ _ABOVE_ZERO: tuple[str, ...] = (
     "broker.heartbeat_s",
     "broker.no_progress_s",
     "broker.max_absence_s",
+    "stores.patience_s",
+    "stores.sweep_s",
     "weights.deadline_s",
     "weights.canary_tolerance",
     "sft.learning_rate",
@@ -136,19 +148,10 @@ def _number_rules(config: Config) -> Iterator[str]:
         value = _get_dotted(config, key)
         if not 0 < value < float("inf"):
             yield f"{key} must be a finite number above 0, got {value} (delete the line)"
-    for role in ("broker", "actor", "verifier", "learner"):
+    for role in ("broker", "stores", "actor", "verifier", "learner"):
         port = _get_dotted(config, f"{role}.metrics_port")
         if not 0 <= port <= 65535:
             yield f"{role}.metrics_port must be 0 to 65535, got {port} (0 takes a free port)"
-
-
-def _prompt_rules(config: Config) -> Iterator[str]:
-    given = [key for key in ("file", "generator") if getattr(config.prompts, key)]
-    if len(given) != 1:
-        yield (
-            f"[prompts] needs exactly one of file and generator, got {given or 'neither'} "
-            '(for example file = "prompts.jsonl")'
-        )
 
 
 def _broker_rules(config: Config) -> Iterator[str]:
@@ -158,6 +161,13 @@ def _broker_rules(config: Config) -> Iterator[str]:
             f"broker.dead_after_s must be at least twice broker.heartbeat_s "
             f"({broker.heartbeat_s}), got {broker.dead_after_s} (use 15)"
         )
+    least = 3 * broker.journal_segment_bytes
+    if broker.max_journal_bytes and broker.max_journal_bytes < least:
+        yield (
+            f"broker.max_journal_bytes must be 0 or hold 3 segments of "
+            f"broker.journal_segment_bytes ({least} bytes), got {broker.max_journal_bytes} "
+            "(use 0 to let the disk decide)"
+        )
     if broker.endpoint == "ipc":
         return
     if not re.fullmatch(r"tcp://[^:/\s]+:\d{1,5}", broker.endpoint):
@@ -165,10 +175,11 @@ def _broker_rules(config: Config) -> Iterator[str]:
             f'broker.endpoint must be "ipc" or "tcp://host:port", got {broker.endpoint!r} '
             '(use "ipc" on one machine)'
         )
-    elif not broker.allow_plaintext_tcp:
+    elif not config.security.keys and not broker.allow_plaintext_tcp:
         yield (
             f"broker.endpoint {broker.endpoint!r} is neither encrypted nor authenticated "
-            "(set broker.allow_plaintext_tcp = true on a network that you trust)"
+            "(make keys with headrace keys DIRECTORY and set security.keys; or set "
+            "broker.allow_plaintext_tcp = true on a network that you trust)"
         )
 
 
@@ -251,7 +262,14 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
         config,
         run=dataclasses.replace(config.run, directory=absolute(config.run.directory)),
         model=dataclasses.replace(config.model, path=absolute(config.model.path)),
-        prompts=dataclasses.replace(config.prompts, file=absolute(config.prompts.file)),
+        prompts=dataclasses.replace(
+            config.prompts,
+            file=absolute(config.prompts.file),
+            sets=tuple(
+                dataclasses.replace(item, file=absolute(item.file)) for item in config.prompts.sets
+            ),
+        ),
+        security=dataclasses.replace(config.security, keys=absolute(config.security.keys)),
         sft=dataclasses.replace(
             config.sft, corpus=absolute(config.sft.corpus), output=absolute(config.sft.output)
         ),

@@ -1,6 +1,6 @@
 """A producer's end of byte credit: arrays leave only against credit that the broker granted.
 
-The broker's end is ``broker.credit``. Waiting for credit has no deadline of its own: a broker that
+The broker's end is ``common.credit``. Waiting for credit has no deadline of its own: a broker that
 is alive and full answers each reservation with nothing, and the producer waits on and says for how
 long; one that does not answer ends the wait through the deadline of that reservation.
 """

@@ -22,7 +22,12 @@ def broker_endpoint(config: Config) -> str:
     """
     if config.broker.endpoint != "ipc":
         return config.broker.endpoint
-    digest = hashlib.sha256(config.run.directory.encode()).hexdigest()[:16]
+    return private_endpoint(config.run.directory)
+
+
+def private_endpoint(name: str) -> str:
+    """A local socket of this user for ``name``: the same one each time."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return f"ipc://{_private_directory() / digest}.sock"
 
 

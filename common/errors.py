@@ -34,6 +34,10 @@ class ModelDirectoryError(FatalError):
     """A model directory is missing, incomplete or of an unsupported kind."""
 
 
+class ForbiddenError(FatalError):
+    """The broker does not let this process in, or not do this: wrong key, wrong role."""
+
+
 class JournalError(FatalError):
     """The broker's journal cannot be written or read."""
 
@@ -44,6 +48,10 @@ class CheckpointError(FatalError):
 
 class DecodeError(DataError):
     """Bytes from a peer are not a valid message."""
+
+
+class JournalFullError(InfraError):
+    """The journal's disk has no room; what was to be written is kept and may be tried again."""
 
 
 class RequestTimeoutError(InfraError):

@@ -33,6 +33,7 @@ from common.files import write_atomically
 from common.health import HealthServer
 from common.logs import configure_logs
 from common.metrics import Metrics
+from common.protection import plaintext_warning
 
 _PR_SET_PDEATHSIG = 1
 SHUTDOWN_BUDGET_S = 8.0
@@ -83,6 +84,9 @@ class Process:
         self._is_ready = False
         self.health = HealthServer(metrics_port, self.metrics, lambda: self._is_ready)
         self.metrics.set("headrace_up_info", 1, role=role)
+        warning = plaintext_warning(config)
+        if warning is not None:
+            self.log.warning(warning)
         self._write_state("starting")
 
     def ready(self, **info: object) -> None:

@@ -25,6 +25,9 @@ class MetricSpec:
 
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_COMMIT_SECONDS = (0.0001, 0.0002, 0.0003, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1.0)
+_TURN = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
+_TOKENS = (64.0, 256.0, 1024.0, 4096.0, 16384.0)
 
 METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("headrace_up_info", "gauge", "1 while the process lives", ("role",)),
@@ -41,17 +44,66 @@ METRICS: tuple[MetricSpec, ...] = (
         "gauge",
         "Groups admitted but not accounted for; must be 0",
     ),
+    MetricSpec("headrace_prompts_drawn", "gauge", "Prompts drawn, by set", ("prompt_set",)),
+    MetricSpec("headrace_prompts_retired", "gauge", "Solved prompts retired", ("prompt_set",)),
+    MetricSpec("headrace_answers_judged", "gauge", "Answers of judged groups", ("prompt_set",)),
+    MetricSpec("headrace_answers_passed", "gauge", "Of them, with full reward", ("prompt_set",)),
+    MetricSpec(
+        "headrace_pass_ratio", "gauge", "Share passed of the last batch, by set", ("prompt_set",)
+    ),
+    MetricSpec(
+        "headrace_prompts_per_batch", "gauge", "Groups judged for the last batch, dropped included"
+    ),
     MetricSpec("headrace_clients", "gauge", "Live clients of the broker by role", ("role",)),
     MetricSpec("headrace_requests_total", "counter", "Requests to the broker by kind", ("kind",)),
     MetricSpec(
         "headrace_requests_refused_total", "counter", "Requests refused, by code", ("code",)
     ),
-    MetricSpec("headrace_commit_seconds", "histogram", "Journal commit time", (), _SECONDS),
+    MetricSpec(
+        "headrace_connections_denied_total", "counter", "Connections refused in the handshake"
+    ),
+    MetricSpec("headrace_commit_seconds", "histogram", "Journal commit time", (), _COMMIT_SECONDS),
+    MetricSpec(
+        "headrace_turn_messages", "histogram", "Requests that the broker handles at once", (), _TURN
+    ),
+    MetricSpec(
+        "headrace_replies_unroutable", "gauge", "Replies whose peer was gone or did not read"
+    ),
     MetricSpec("headrace_journal_bytes", "gauge", "Size of the journal on disk"),
+    MetricSpec("headrace_journal_live_bytes", "gauge", "Bytes of the journal that are needed"),
+    MetricSpec("headrace_journal_full", "gauge", "1 while the journal has no room for rollouts"),
     MetricSpec("headrace_rollouts_duplicate_total", "counter", "Results that came a second time"),
     MetricSpec("headrace_rollouts_quarantined_total", "counter", "One id with two contents"),
     MetricSpec(
         "headrace_leases_redelivered_total", "counter", "Work leased again, by work", ("work",)
+    ),
+    MetricSpec("headrace_payload_bytes", "gauge", "Arrays that a payload server holds"),
+    MetricSpec(
+        "headrace_payload_blocked_seconds_total",
+        "counter",
+        "Seconds that sampling waited for memory of its own rollouts",
+    ),
+    MetricSpec("headrace_payloads_lost_total", "counter", "Rollouts whose arrays were lost"),
+    MetricSpec("headrace_groups_timed_out_total", "counter", "Groups over broker.max_group_s"),
+    MetricSpec("headrace_rollouts_resampled_total", "counter", "Answers of a later lease"),
+    MetricSpec(
+        "headrace_answer_length_tokens",
+        "histogram",
+        "Completion lengths, first-time or resampled",
+        ("sampling",),
+        _TOKENS,
+    ),
+    MetricSpec(
+        "headrace_tokens_handed_over_total",
+        "counter",
+        "Completion tokens chosen for a batch, by length of their answer",
+        ("length",),
+    ),
+    MetricSpec(
+        "headrace_tokens_masked_total",
+        "counter",
+        "Those of them masked as too old, by length of their answer",
+        ("length",),
     ),
     MetricSpec("headrace_policy_step", "gauge", "Training batches committed"),
     MetricSpec("headrace_generated_tokens_total", "counter", "Completion tokens sampled"),

@@ -31,6 +31,7 @@ class PromptFile:
         self._path = path
         self._offsets = array("Q")
         self._line_numbers = array("Q")
+        self._hash = blake2b(digest_size=16)
         try:
             with open(path, "rb") as file:
                 self._check(file)
@@ -40,6 +41,11 @@ class PromptFile:
             ) from None
         except OSError as error:
             raise PromptFileError(f"{path}: cannot be read: {error.strerror}") from None
+
+    @property
+    def digest(self) -> str:
+        """Digest of the prompts in their order, whatever blank lines and line ends there are."""
+        return self._hash.hexdigest()
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -68,6 +74,7 @@ class PromptFile:
             seen[digest] = number
             self._offsets.append(offset)
             self._line_numbers.append(number)
+            self._hash.update(line.strip() + b"\n")
         if not self._offsets:
             raise PromptFileError(f"{self._path}: holds no prompt (write lines like {_EXAMPLE})")
 

@@ -1,13 +1,13 @@
-"""What both ends of the wire share: socket options, when to copy, whom to answer."""
+"""What both ends of the wire share: socket options and whom to answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import zmq
-import zmq.asyncio
 
-from common.codec import MAX_MESSAGE_BYTES, Buffer, read_request_id
+from common.codec import MAX_FRAME_BYTES, Buffer, read_request_id
 from common.errors import DecodeError
 
 MAX_PENDING_REQUESTS = 4096
@@ -17,25 +17,19 @@ _HANDSHAKE_MS = 3000
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1000
 _DEAD_LINK_MS = 10_000  # a half-open TCP link is given up after this silence
-_COPY_BELOW_BYTES = 65536  # a zero-copy send costs a lock and a callback, more than a small copy
 
 
-def set_common_options(socket: zmq.asyncio.Socket) -> None:
+def set_common_options(socket: zmq.Socket[Any]) -> None:
     """Bound everything that libzmq leaves unbounded."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, _DEAD_LINK_MS // 4)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _DEAD_LINK_MS)
-
-
-def is_small(parts: Sequence[Buffer]) -> bool:
-    """Whether copying ``parts`` is cheaper than sharing their memory with the socket."""
-    return sum(memoryview(part).nbytes for part in parts) < _COPY_BELOW_BYTES
 
 
 def request_id_or_zero(buffers: Sequence[Buffer]) -> int:

@@ -8,19 +8,27 @@ record: it travels beside it as raw little-endian arrays (see ``common.codec``).
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Endpoint = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1 << 20)]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 FiniteFloat = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+SpanNumbers = Annotated[tuple[Count, ...], msgspec.Meta(max_length=4096)]
 
 
 class Record(
-    msgspec.Struct, frozen=True, kw_only=True, array_like=True, forbid_unknown_fields=True
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    array_like=True,
+    forbid_unknown_fields=True,
+    gc=False,  # a record is a tree, so the collector of cycles need not walk it
 ):
     """Base of everything that crosses a socket."""
 
@@ -33,6 +41,7 @@ class Role(enum.Enum):
     LEARNER = "learner"
     COLLECTOR = "collector"
     SUPERVISOR = "supervisor"
+    STORE = "store"
 
 
 class WeightVersion(Record, frozen=True, order=True):
@@ -66,13 +75,15 @@ class Prompt(Record, frozen=True):
     """One task to answer.
 
     ``reference_json`` holds the fields of the task's own kind as JSON text, for ``arithmetic``
-    ``{"gold": ...}``; only the verifier of that kind reads it.
+    ``{"gold": ...}``; only the verifier of that kind reads it. ``prompt_set`` names the set that it
+    was drawn from.
     """
 
     prompt_id: Name
     text: Text
     task: Name
     reference_json: Text = "{}"
+    prompt_set: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class RolloutId(Record, frozen=True, order=True):
@@ -97,6 +108,8 @@ class RolloutHeader(Record, frozen=True):
     ids ``int32[num_completion_tokens]``, behavior log-probabilities
     ``float32[num_completion_tokens]`` in nats, under the distribution that was really sampled
     (temperature applied).
+
+    ``store`` names the payload server that holds the frames, "" where they are with the broker.
     """
 
     rollout_id: RolloutId
@@ -107,6 +120,7 @@ class RolloutHeader(Record, frozen=True):
     version_spans: Annotated[tuple[VersionSpan, ...], msgspec.Meta(min_length=1, max_length=4096)]
     actor: Name
     generation_s: FiniteFloat = 0.0
+    store: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
     @property
     def oldest_version(self) -> WeightVersion:
@@ -117,6 +131,16 @@ class RolloutHeader(Record, frozen=True):
     def newest_version(self) -> WeightVersion:
         """The version that sampled the newest token."""
         return max(span.version for span in self.version_spans)
+
+    def span_ranges(self) -> tuple[tuple[int, int], ...]:
+        """First and end completion token of each version span; an end before it is no token."""
+        starts = [min(span.start, self.num_completion_tokens) for span in self.version_spans]
+        return tuple(zip(starts, (*starts[1:], self.num_completion_tokens), strict=True))
+
+    def num_tokens_in(self, spans: Iterable[int]) -> int:
+        """Completion tokens of the version spans with these numbers."""
+        ranges = self.span_ranges()
+        return sum(max(0, ranges[number][1] - ranges[number][0]) for number in spans)
 
     def frame_bytes(self) -> tuple[int, int, int]:
         """Exact byte lengths of the three frames that must follow."""
@@ -179,10 +203,27 @@ class Verdict(Record, frozen=True):
 
 
 class VerifiedRollout(Record, frozen=True):
-    """A rollout header with its verdict, as the learner plans with it."""
+    """A rollout header with its verdict, as the learner plans with it.
+
+    ``masked_spans`` numbers the version spans whose tokens are too old for the batch that the group
+    was handed over for: they carry no gradient and no lag. The reward counts nevertheless.
+    """
 
     rollout: RolloutHeader
     verdict: Verdict
+    masked_spans: SpanNumbers = ()
+
+    @property
+    def trained_spans(self) -> tuple[int, ...]:
+        """Numbers of the version spans that are not masked."""
+        masked = frozenset(self.masked_spans)
+        return tuple(n for n in range(len(self.rollout.version_spans)) if n not in masked)
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Completion tokens that are not masked."""
+        masked = self.rollout.num_tokens_in(self.masked_spans)
+        return self.rollout.num_completion_tokens - masked
 
 
 class VerifiedGroup(Record, frozen=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-BENCHMARK_NAMES = ("codec", "pipeline")
+BENCHMARK_NAMES = ("broker", "codec", "pipeline", "scheduler", "staleness", "fleet")
 
 
 @click.command("bench")

@@ -13,6 +13,8 @@ from common.config import Config
 from common.config_loader import load_config, to_toml
 from common.errors import FatalError, ModelDirectoryError, PromptFileError
 from common.prompt_file import PromptFile
+from common.protection import protection
+from common.security import key_problems
 
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 
@@ -25,13 +27,19 @@ def check(config_path: Path) -> None:
     The derived numbers are TOML comments: the output is itself a run file.
     """
     from deploy.derived_numbers import derived_numbers
+    from deploy.prompt_numbers import prompt_numbers
 
     config = load_config(config_path)
-    problems = input_problems(config)
+    file_sizes, prompt_problems = read_prompt_files(config)
+    problems = [*model_problems(config), *prompt_problems, *_key_problems(config)]
     num_parameters = None if problems else read_num_parameters(Path(config.model.path))
     click.echo(to_toml(config))
+    click.echo("# What is protected:")
+    for line in protection(config):
+        click.echo(f"#   {line}")
     click.echo("# What follows from it:")
-    for number in derived_numbers(config, num_parameters):
+    numbers = derived_numbers(config, num_parameters)
+    for number in [*prompt_numbers(config, file_sizes), *numbers]:
         click.echo(f"#   {number.name}: {number.value} ({number.why})")
     for problem in problems:
         click.echo(f"headrace: {config_path}: {problem}", err=True)
@@ -46,6 +54,29 @@ def check_inputs(config: Config) -> None:
 
 def input_problems(config: Config) -> list[FatalError]:
     """What is missing on disk, one error each."""
+    _, prompt_problems = read_prompt_files(config)
+    return [*model_problems(config), *prompt_problems, *_key_problems(config)]
+
+
+def _key_problems(config: Config) -> list[FatalError]:
+    return key_problems(Path(config.security.keys)) if config.security.keys else []
+
+
+def read_prompt_files(config: Config) -> tuple[dict[str, int], list[FatalError]]:
+    """Prompts in the file of each set, by name of the set, and what is wrong with other files."""
+    sizes: dict[str, int] = {}
+    problems: list[FatalError] = []
+    for item in config.prompts.all_sets:
+        if item.file:
+            try:
+                sizes[item.name] = len(PromptFile(Path(item.file)))
+            except PromptFileError as error:
+                problems.append(error)
+    return sizes, problems
+
+
+def model_problems(config: Config) -> list[FatalError]:
+    """What is missing of the model, one error each."""
     problems: list[FatalError] = []
     model = Path(config.model.path)
     missing = [name for name in ("config.json", "tokenizer.json") if not (model / name).is_file()]
@@ -66,11 +97,6 @@ def input_problems(config: Config) -> list[FatalError]:
         )
     else:
         problems.extend(_broken_model_files(model))
-    if config.prompts.file:
-        try:
-            PromptFile(Path(config.prompts.file))
-        except PromptFileError as error:
-            problems.append(error)
     return problems
 
 

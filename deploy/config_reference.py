@@ -30,12 +30,15 @@ def render() -> str:
 
 
 def _tables(classes: dict[str, ast.ClassDef]) -> Iterator[tuple[str, str]]:
-    """TOML table names with the class behind each, nested ones after their parent."""
+    """TOML table names in brackets with the class behind each, nested ones after their parent."""
     for name, annotation, _, _ in _fields(classes["Config"]):
-        yield name, annotation
+        yield f"[{name}]", annotation
         for inner, kind, _, _ in _fields(classes[annotation]):
+            item = kind.removeprefix("tuple[").removesuffix(", ...]")
             if kind in classes:
-                yield f"{name}.{inner}", kind
+                yield f"[{name}.{inner}]", kind
+            elif item in classes:
+                yield f"[[{name}.{inner}]]", item
 
 
 def _section(name: str, node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> str:
@@ -44,7 +47,7 @@ def _section(name: str, node: ast.ClassDef, classes: dict[str, ast.ClassDef]) ->
         for field, annotation, default, text in _fields(node)
         if annotation not in classes
     ]
-    head = f"## [{name}]\n\n{_prose(node)}\n\n| key | type | default | meaning |\n"
+    head = f"## {name}\n\n{_prose(node)}\n\n| key | type | default | meaning |\n"
     return head + "|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 

@@ -86,7 +86,7 @@ def _train_numbers(config: Config) -> list[DerivedNumber]:
             "rollouts per step x actor.max_tokens",
         ),
         DerivedNumber(
-            "prompts over the run",
+            "prompts over the run" + (", at least" if learner.dynamic_sampling else ""),
             f"{learner.num_steps * learner.groups_per_step:,}",
             "num_steps x groups_per_step",
         ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
-from common.config import Config
+from common.config import Config, PromptSetConfig
 from common.config_loader import load_config, run_paths, to_toml
 from common.errors import EXIT_INTERRUPTED, FatalError
 from common.files import write_atomically
@@ -71,9 +72,17 @@ def evaluation_config(
         overrides["collect.num_prompts"] = num_prompts
     if samples is not None:
         overrides["collect.samples_per_prompt"] = samples
+    overrides["learner.dynamic_sampling"] = False
     if training.prompts.generator:
         overrides["prompts.split"] = "held-out"
+    if training.prompts.sets:
+        overrides["prompts.sets"] = [_held_out(item) for item in training.prompts.sets]
     return load_config(config_path, overrides)
+
+
+def _held_out(item: PromptSetConfig) -> dict[str, object]:
+    """A prompt set as it is evaluated: of a generator the held-out problems."""
+    return asdict(replace(item, split="held-out") if item.generator else item)
 
 
 def prepare_directory(config: Config, *, resume: bool) -> Path:

@@ -13,6 +13,7 @@ from common.endpoints import read_endpoint
 from common.errors import EXIT_INTERRUPTED, FatalError, InfraError
 from common.files import write_atomically
 from common.messages import GetStatus, Status
+from common.security import client_security
 from common.transport import SyncChannel
 from common.types import Role
 from deploy.gpu_assignment import visible_gpus
@@ -104,6 +105,7 @@ def fetch_status(config: Config, paths: RunPaths) -> Status:
         role=Role.SUPERVISOR,
         name="supervisor",
         endpoint=read_endpoint(config, paths),
+        security=client_security(config, Role.SUPERVISOR, "supervisor"),
         timeout_s=_STATUS_TIMEOUT_S,
     )
     try:

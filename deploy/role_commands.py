@@ -37,6 +37,8 @@ def process_specs(
     path = str(config_path)
     num_ranks = config.learner.num_ranks if config.run.kind == "train" else 0
     specs = [_role("broker", "broker", path)]
+    if config.stores.payloads == "store":
+        specs += [_role("store", f"store-{index}", path) for index in range(config.stores.count)]
     for index in range(config.verifier.count):
         specs.append(_role("verifier", f"verifier-{index}", path))
     for index in range(config.actor.count):

@@ -1,14 +1,17 @@
 """Packed microbatches: documents side by side in rows, with no attention across their borders.
 
-What the loss needs is flat, one entry a completion token [T]: no padding to mask out, and the head
-computes nothing for prompts. ``positions[t]`` is the place in the flattened [R * L] rows whose
-hidden state predicts ``target_ids[t]``, so targets are shifted by construction.
+What the loss needs is flat, one entry a trained token [T]: no padding to mask out, and the head
+computes nothing for prompts. Completion tokens that are not trained are read as context and have no
+entry, so nothing about them can reach the gradient or a count. ``positions[t]`` is the place in the
+flattened [R * L] rows whose hidden state predicts ``target_ids[t]``, so targets are shifted by
+construction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,7 @@ from common.types import RolloutId
 from learner.layout import MicrobatchLayout
 
 Int64Array = npt.NDArray[np.int64]
+_Number = TypeVar("_Number", bound=np.generic)
 PADDING_ID = 0
 
 
@@ -37,17 +41,30 @@ class Document:
     weight: float = 1.0
     """Factor of every token in the unnormalised sum."""
     on_policy: bool = True
-    """True when every token was sampled by the weights that are trained now."""
+    """True when every trained token was sampled by the weights that are trained now."""
+    trained: npt.NDArray[np.bool_] | None = None
+    """[L], True where a token carries gradient; None means everywhere."""
 
     @property
     def length(self) -> int:
         """P + L."""
         return len(self.prompt_token_ids) + len(self.completion_token_ids)
 
+    @property
+    def num_trained(self) -> int:
+        """Completion tokens that carry gradient."""
+        if self.trained is None:
+            return len(self.completion_token_ids)
+        return int(np.count_nonzero(self.trained))
+
+    def select_trained(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        """Those of ``values`` [L] that belong to trained tokens."""
+        return values if self.trained is None else values[self.trained]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Microbatch:
-    """Tensors of one forward-backward: R rows of L places, T completion tokens."""
+    """Tensors of one forward-backward: R rows of L places, T trained tokens."""
 
     input_ids: Tensor
     """int64 [R, L]."""
@@ -56,9 +73,9 @@ class Microbatch:
     attention_mask: Tensor | None
     """bool [R, 1, L, L], True where a place may look; None means plain causal rows."""
     positions: Tensor
-    """int64 [T], into the flattened rows: the place before each completion token."""
+    """int64 [T], into the flattened rows: the place before each trained token."""
     target_ids: Tensor
-    """int64 [T], the completion tokens."""
+    """int64 [T], the trained tokens."""
     behavior_logprobs: Tensor
     """float32 [T] nats."""
     advantages: Tensor
@@ -105,7 +122,8 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
             input_ids[row, border:end] = document.completion_token_ids
             position_ids[row, start:end] = np.arange(document.length)
             document_ids[row, start:end] = number
-            positions.append(row * row_length + np.arange(border - 1, end - 1, dtype=np.int64))
+            before = row * row_length + np.arange(border - 1, end - 1, dtype=np.int64)
+            positions.append(document.select_trained(before))
             start = end
     flat = [document for documents in rows for document in documents]
     packed = any(len(documents) > 1 for documents in rows)
@@ -114,8 +132,12 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
         position_ids=torch.from_numpy(position_ids),
         attention_mask=block_causal_mask(torch.from_numpy(document_ids)) if packed else None,
         positions=torch.from_numpy(np.concatenate(positions)),
-        target_ids=_joined([document.completion_token_ids for document in flat], np.int64),
-        behavior_logprobs=_joined([document.behavior_logprobs for document in flat], np.float32),
+        target_ids=_joined(
+            [document.select_trained(document.completion_token_ids) for document in flat], np.int64
+        ),
+        behavior_logprobs=_joined(
+            [document.select_trained(document.behavior_logprobs) for document in flat], np.float32
+        ),
         advantages=_per_token(flat, [document.advantage for document in flat], np.float32),
         weights=_per_token(flat, [document.weight for document in flat], np.float32),
         on_policy=_per_token(flat, [document.on_policy for document in flat], np.bool_),
@@ -152,5 +174,5 @@ def _joined(arrays: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic]) 
 def _per_token(
     documents: Sequence[Document], values: Sequence[float], dtype: type[np.generic]
 ) -> Tensor:
-    lengths = [len(document.completion_token_ids) for document in documents]
+    lengths = [document.num_trained for document in documents]
     return torch.from_numpy(np.repeat(np.asarray(values, dtype=dtype), lengths))

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from common.arrays import RolloutArrays, arrays_from_frames
 from common.codec import Buffer, Decoded, pack, unpack
@@ -27,7 +29,8 @@ from common.messages import (
     Request,
     Rollouts,
 )
-from common.types import EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
+from common.payloads.client import Fetched, Wanted
+from common.types import Count, EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
 from learner.batch import Document
 from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
 from learner.lineage import Lineage
@@ -48,6 +51,14 @@ class BrokerClient(Protocol):
         self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
     ) -> Decoded:
         """Send ``message`` and return the reply."""
+        ...
+
+
+class PayloadFetcher(Protocol):
+    """What the learner needs of :class:`common.payloads.wiring.SyncPayloadClient`."""
+
+    def fetch(self, wanted: Sequence[Wanted]) -> list[Fetched | None]:
+        """Each rollout in order, None for one that is lost, which the broker then knows."""
         ...
 
 
@@ -87,6 +98,13 @@ class Finish(Record, frozen=True, tag=True):
 Directive = Accumulate | Idle | Finish
 
 
+class _Failed(Record, frozen=True):
+    """Groups that one rank cannot train: impossible payloads, and payloads that are gone."""
+
+    bad: tuple[Count, ...]
+    lost: tuple[Count, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """Some groups of a training batch with what this rank computes of them."""
@@ -101,11 +119,11 @@ class Chunk:
     """On rank 0 only."""
 
     @property
-    def completion_lengths(self) -> list[int]:
-        """Completion tokens of every rollout in the layout, over all ranks."""
+    def trained_lengths(self) -> list[int]:
+        """Trained tokens of every rollout in the layout, over all ranks."""
         kept = frozenset(self.layout.group_ids)
         return [
-            rollout.num_completion_tokens
+            rollout.num_trained_tokens
             for rollout_id, rollout in self.rollouts.items()
             if rollout_id.group_id in kept
         ]
@@ -115,8 +133,16 @@ class GroupSource:
     """The learner's end of the rollout stream; methods are collectives over all ranks."""
 
     def __init__(
-        self, channel: BrokerClient, mesh: Mesh, config: Config, stop: StopSignal, vocab_size: int
+        self,
+        channel: BrokerClient,
+        mesh: Mesh,
+        config: Config,
+        stop: StopSignal,
+        vocab_size: int,
+        payloads: PayloadFetcher | None = None,
     ) -> None:
+        """``payloads`` fetches what is not with the broker."""
+        self._payload_fetcher = payloads
         self._channel = channel
         self._mesh = mesh
         self._config = config
@@ -146,7 +172,7 @@ class GroupSource:
     def replay_chunks(
         self, lineage: Lineage, policy_step: int, layouts: Sequence[ChunkLayout]
     ) -> Iterator[Chunk | None]:
-        """The chunks of a recorded step again; None where the broker no longer has a group."""
+        """The chunks of a recorded step again; None where a group or its arrays are gone."""
         screen = Screen(self._config, lineage, policy_step)
         for layout in layouts:
             groups = self._describe(layout.group_ids) if self._mesh.is_main else ()
@@ -156,7 +182,8 @@ class GroupSource:
                 groups = tuple(found[group_id] for group_id in layout.group_ids)
                 directive = Accumulate(layout=layout, rollouts=_plan_all(screen, groups))
             directive = self._share(directive)
-            yield self._fetch(directive, groups) if isinstance(directive, Accumulate) else None
+            chunk = self._fetch(directive, groups) if isinstance(directive, Accumulate) else None
+            yield chunk if chunk is not None and chunk.layout == layout else None
 
     def evict(self, group_ids: Sequence[int], reason: EvictReason) -> None:
         """Drop groups for ``reason``; only rank 0 tells the broker."""
@@ -216,16 +243,20 @@ class GroupSource:
         return shared
 
     def _fetch(self, directive: Accumulate, groups: tuple[VerifiedGroup, ...]) -> Chunk:
-        """Payloads of this rank's share; groups with a bad payload on any rank are quarantined."""
+        """Payloads of this rank's share.
+
+        Groups with a bad payload on any rank are quarantined; those of which one is lost are not
+        trained, and come again when it was sampled again.
+        """
         planned = {rollout.rollout_id: rollout for rollout in directive.rollouts}
         mine = directive.layout.ranks[self._mesh.rank]
         wanted = [item for microbatch in mine for row in microbatch.rows for item in row]
-        documents, bad = self._documents(wanted, planned)
-        reports = self._mesh.gather(msgspec.json.encode(sorted(bad)))
-        dropped = {
-            item for report in reports for item in msgspec.json.decode(report, type=list[int])
-        }
-        self.evict(sorted(dropped), EvictReason.QUARANTINED)
+        documents, failed = self._documents(wanted, planned)
+        reports = self._mesh.gather(msgspec.json.encode(failed))
+        everywhere = [msgspec.json.decode(report, type=_Failed) for report in reports]
+        bad = {group_id for part in everywhere for group_id in part.bad}
+        dropped = bad.union(*(part.lost for part in everywhere))
+        self.evict(sorted(bad), EvictReason.QUARANTINED)
         return Chunk(
             layout=directive.layout.without(dropped),
             rollouts=planned,
@@ -235,29 +266,57 @@ class GroupSource:
 
     def _documents(
         self, wanted: Sequence[RolloutId], planned: Mapping[RolloutId, PlannedRollout]
-    ) -> tuple[dict[RolloutId, Document], set[int]]:
+    ) -> tuple[dict[RolloutId, Document], _Failed]:
         aggregation = self._config.learner.loss.aggregation
         documents: dict[RolloutId, Document] = {}
         bad: set[int] = set()
-        for header, arrays in self._payloads(wanted):
+        received: set[RolloutId] = set()
+        for header, arrays in self._payloads(wanted, planned):
             rollout_id = header.rollout_id
+            received.add(rollout_id)
             if arrays is None or has_foreign_tokens(arrays, self._vocab_size):
                 bad.add(rollout_id.group_id)
                 continue
+            plan = planned[rollout_id]
             documents[rollout_id] = Document(
                 prompt_token_ids=arrays.prompt_token_ids,
                 completion_token_ids=arrays.completion_token_ids,
                 behavior_logprobs=arrays.behavior_logprobs,
-                advantage=planned[rollout_id].advantage,
-                weight=token_weight(aggregation, len(arrays.completion_token_ids)),
-                on_policy=planned[rollout_id].lag == 0,
+                advantage=plan.advantage,
+                weight=token_weight(aggregation, plan.num_trained_tokens),
+                on_policy=plan.lag == 0,
+                trained=_trained_tokens(header, plan.masked_spans),
             )
-        return documents, bad
+        lost = {item.group_id for item in wanted if item not in received}
+        return documents, _Failed(bad=tuple(sorted(bad)), lost=tuple(sorted(lost)))
 
     def _payloads(
+        self, wanted: Sequence[RolloutId], planned: Mapping[RolloutId, PlannedRollout]
+    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | None]]:
+        """Headers with their arrays, None where the arrays are not possible values.
+
+        A rollout that a payload server has lost is left out.
+        """
+        yield from self._payloads_of_broker([item for item in wanted if not planned[item].store])
+        elsewhere = [planned[item] for item in wanted if planned[item].store]
+        for start in range(0, len(elsewhere), _FETCH_ROLLOUTS):
+            part = elsewhere[start : start + _FETCH_ROLLOUTS]
+            for fetched in self._fetcher(part[0]).fetch([_wanted(item) for item in part]):
+                if fetched is not None:
+                    yield fetched.header, _arrays_or_none(fetched.frames)
+
+    def _fetcher(self, rollout: PlannedRollout) -> PayloadFetcher:
+        if self._payload_fetcher is None:
+            raise FatalError(
+                f'stores.payloads must not be "broker": the arrays of group '
+                f"{rollout.rollout_id.group_id} are with {rollout.store!r} (use the value under "
+                "which they were sampled)"
+            )
+        return self._payload_fetcher
+
+    def _payloads_of_broker(
         self, wanted: Sequence[RolloutId]
     ) -> Iterator[tuple[RolloutHeader, RolloutArrays | None]]:
-        """Headers with their arrays, None where the arrays are not possible values."""
         for start in range(0, len(wanted), _FETCH_ROLLOUTS):
             part = tuple(wanted[start : start + _FETCH_ROLLOUTS])
             decoded = self._channel.request(FetchRollouts(rollout_ids=part))
@@ -278,8 +337,27 @@ class GroupSource:
         return reply.groups if isinstance(reply, Groups) else ()
 
 
+def _wanted(rollout: PlannedRollout) -> Wanted:
+    num_bytes = 4 * (rollout.num_prompt_tokens + 2 * rollout.num_completion_tokens)
+    return Wanted(rollout.rollout_id, rollout.store, num_bytes)
+
+
 def _plan_all(screen: Screen, groups: Sequence[VerifiedGroup]) -> tuple[PlannedRollout, ...]:
     return tuple(rollout for group in groups for rollout in screen.plan(group))
+
+
+def _trained_tokens(
+    header: RolloutHeader, masked_spans: Sequence[int]
+) -> npt.NDArray[np.bool_] | None:
+    """[L], False on the tokens of ``masked_spans``; None where there are none."""
+    if not masked_spans:
+        return None
+    trained = np.ones(header.num_completion_tokens, dtype=np.bool_)
+    ranges = header.span_ranges()
+    for number in masked_spans:
+        start, end = ranges[number]
+        trained[start:end] = False
+    return trained
 
 
 def _arrays_or_none(frames: Sequence[memoryview]) -> RolloutArrays | None:

@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from common.errors import InfraError
+from common.errors import ForbiddenError, InfraError
 from common.messages import Heartbeat
 from learner.group_source import BrokerClient
 
@@ -41,5 +41,7 @@ class HeartbeatThread:
         while not self._done.wait(self._interval_s):
             try:
                 self._channel.request(Heartbeat(), timeout_s=self._interval_s)
+            except ForbiddenError:
+                return  # for good: the next request of the training loop says why
             except InfraError:
                 continue  # the broker is away: the channel reconnects, the next beat tells it again

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
-from common.types import Count, FiniteFloat, Record, RolloutId
+import msgspec
+
+from common.types import Count, FiniteFloat, Record, RolloutId, SpanNumbers
 
 
 class PlannedRollout(Record, frozen=True):
@@ -21,6 +24,17 @@ class PlannedRollout(Record, frozen=True):
     num_completion_tokens: Count
     advantage: FiniteFloat
     lag: Count
+    """Of the oldest token that is not masked."""
+    masked_spans: SpanNumbers = ()
+    """Version spans whose tokens carry no gradient."""
+    num_masked_tokens: Count = 0
+    store: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    """Payload server that holds its arrays, "" for the broker."""
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Completion tokens that are not masked."""
+        return self.num_completion_tokens - self.num_masked_tokens
 
     @property
     def length(self) -> int:

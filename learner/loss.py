@@ -130,24 +130,25 @@ def policy_objective(
     )
 
 
-def token_weight(aggregation: Aggregation, completion_length: int) -> float:
-    """Factor of every token of one completion in the unnormalised sum.
+def token_weight(aggregation: Aggregation, trained_length: int) -> float:
+    """Factor of every trained token of one completion in the unnormalised sum.
 
-    ``token`` and ``constant`` give all tokens the same voice; ``sequence`` divides by the length.
+    ``token`` and ``constant`` give all tokens the same voice; ``sequence`` divides by their number.
     """
-    return 1.0 / completion_length if aggregation == "sequence" else 1.0
+    return 1.0 / trained_length if aggregation == "sequence" else 1.0
 
 
 def denominator(
-    aggregation: Aggregation, completion_lengths: Sequence[int], *, max_tokens: int
+    aggregation: Aggregation, trained_lengths: Sequence[int], *, max_tokens: int
 ) -> float:
-    """What the sum over ``completion_lengths`` is divided by; denominators of parts add up.
+    """What the sum over all trained tokens is divided by; denominators of parts add up.
 
+    ``trained_lengths`` counts the trained tokens of each completion, those that are not masked.
     ``token``: all tokens (DAPO eq. 8). ``sequence``: all sequences, GRPO's mean of means
     (DeepSeekMath eq. 3). ``constant``: ``max_tokens`` for each sequence (Dr. GRPO, section 3.2).
     """
     if aggregation == "token":
-        return float(math.fsum(completion_lengths))
+        return float(math.fsum(trained_lengths))
     if aggregation == "sequence":
-        return float(len(completion_lengths))
-    return float(max_tokens * len(completion_lengths))
+        return float(len(trained_lengths))
+    return float(max_tokens * len(trained_lengths))

@@ -6,6 +6,7 @@ from common.config import Config
 from common.endpoints import read_endpoint
 from common.errors import EXIT_OK
 from common.lifecycle import Process, exit_code_for_errors, role_process
+from common.security import client_security
 from common.transport import SyncChannel
 from common.types import Role
 from learner.heartbeat import HeartbeatThread
@@ -29,7 +30,10 @@ def run_learner(config: Config, name: str) -> int:
 
 def _train_with_broker(process: Process, mesh: Mesh) -> None:
     channel = SyncChannel.connect(
-        role=Role.LEARNER, name=process.name, endpoint=read_endpoint(process.config, process.paths)
+        role=Role.LEARNER,
+        name=process.name,
+        endpoint=read_endpoint(process.config, process.paths),
+        security=client_security(process.config, Role.LEARNER, process.name),
     )
     try:
         with HeartbeatThread(channel, channel.registered.heartbeat_s):

@@ -17,10 +17,12 @@ from common.config import Config
 from common.config_loader import to_toml
 from common.lifecycle import Process
 from common.messages import CommitCheckpoint, CommitStep
+from common.payloads.wiring import SyncPayloadClient
+from common.types import Role
 from learner.canary import compute_canary
 from learner.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from learner.digests import policy_digest
-from learner.group_source import BrokerClient, GroupSource
+from learner.group_source import BrokerClient, GroupSource, PayloadFetcher
 from learner.lineage import Lineage
 from learner.mesh import Mesh
 from learner.model import PolicyModel, load_policy
@@ -165,11 +167,20 @@ def build_run(
         policy=policy,
         optimizer=optimizer,
         updater=Updater(policy, optimizer, config, mesh, reference),
-        source=GroupSource(channel, mesh, config, process.stop, policy.vocab_size),
+        source=GroupSource(
+            channel, mesh, config, process.stop, policy.vocab_size, _payloads(process, channel)
+        ),
         stopwatch=Stopwatch(),
         telemetry=Telemetry(config, process.paths, process.metrics) if mesh.is_main else None,
         lineage=Lineage(),
     )
+
+
+def _payloads(process: Process, channel: BrokerClient) -> PayloadFetcher | None:
+    """Fetches what stores and actors hold; it ends with the process."""
+    if process.config.stores.payloads == "broker":
+        return None
+    return SyncPayloadClient(process.config, channel.request, Role.LEARNER, process.name)
 
 
 def config_digest(config: Config) -> str:

@@ -10,7 +10,13 @@ import numpy as np
 from common.arrays import RolloutArrays
 from common.config import Config
 from common.errors import FatalError
-from common.types import EvictReason, RolloutHeader, VerifiedGroup, VerifiedRollout
+from common.types import (
+    EvictReason,
+    RolloutHeader,
+    VerifiedGroup,
+    VerifiedRollout,
+    WeightVersion,
+)
 from learner.advantage import group_advantages
 from learner.layout import PlannedRollout
 from learner.lineage import Lineage
@@ -35,8 +41,9 @@ class Screen:
         """
         self._check_temperature(group)
         if self.group_lag(group) > self.config.learner.max_policy_lag:
-            if not self.lineage.is_lost(group.oldest_version):
-                raise FatalError(self._lag_message(group))
+            oldest = self._oldest_version(group)
+            if not self.lineage.is_lost(oldest):
+                raise FatalError(self._lag_message(group, oldest))
             return EvictReason.STALE
         if not trainable(group):
             return EvictReason.ALL_MASKED
@@ -45,9 +52,12 @@ class Screen:
         return None
 
     def plan(self, group: VerifiedGroup) -> list[PlannedRollout]:
-        """Sizes, lag and advantage of every rollout that carries gradient."""
+        """Sizes, lag and advantage of every rollout that carries gradient.
+
+        A rollout whose tokens are all masked carries none, but its reward counts for the others.
+        """
         settings = self.config.learner.loss
-        items = trainable(group)
+        items = judged(group)
         rewards = [item.verdict.reward for item in items if item.verdict.reward is not None]
         advantages = group_advantages(
             rewards, std=settings.advantage_std, epsilon=settings.advantage_epsilon
@@ -58,17 +68,25 @@ class Screen:
                 num_prompt_tokens=item.rollout.num_prompt_tokens,
                 num_completion_tokens=item.rollout.num_completion_tokens,
                 advantage=float(advantage),
-                lag=self.rollout_lag(item.rollout),
+                lag=self.rollout_lag(item),
+                masked_spans=item.masked_spans,
+                num_masked_tokens=item.rollout.num_tokens_in(item.masked_spans),
+                store=item.rollout.store,
             )
             for item, advantage in zip(items, advantages, strict=True)
+            if item.num_trained_tokens
         ]
 
     def group_lag(self, group: VerifiedGroup) -> int:
-        """Policy lag of the group's oldest token."""
-        return max(self.rollout_lag(item.rollout) for item in group.rollouts)
+        """Policy lag of the group's oldest token that is not masked."""
+        return max(self.rollout_lag(item) for item in group.rollouts)
 
-    def rollout_lag(self, rollout: RolloutHeader) -> int:
-        """Policy lag of the rollout's oldest token; raises :class:`FatalError` below 0."""
+    def rollout_lag(self, item: VerifiedRollout) -> int:
+        """Policy lag of the oldest token that is not masked; 0 where all are.
+
+        Raises :class:`FatalError` for tokens from the future.
+        """
+        rollout = item.rollout
         lags = [self.lineage.lag(span.version, self.policy_step) for span in rollout.version_spans]
         newest = rollout.newest_version
         if min(lags) < 0 or newest.incarnation > self.lineage.incarnation:
@@ -77,7 +95,16 @@ class Screen:
                 f"learner is at {self.lineage.version(self.policy_step)}: actor {rollout.actor!r} "
                 "serves another run's weights (remove the run directory's weights/ and start again)"
             )
-        return max(lags)
+        return max((lags[number] for number in item.trained_spans), default=0)
+
+    def _oldest_version(self, group: VerifiedGroup) -> WeightVersion:
+        """The version of the oldest token that is not masked."""
+        versions = (
+            item.rollout.version_spans[number].version
+            for item in group.rollouts
+            for number in item.trained_spans
+        )
+        return max(versions, key=lambda version: self.lineage.lag(version, self.policy_step))
 
     def _check_temperature(self, group: VerifiedGroup) -> None:
         expected = self.config.actor.temperature
@@ -90,12 +117,12 @@ class Screen:
                     "(start every role from one configuration)"
                 )
 
-    def _lag_message(self, group: VerifiedGroup) -> str:
+    def _lag_message(self, group: VerifiedGroup, oldest: WeightVersion) -> str:
         bound = self.config.learner.max_policy_lag
         return (
             f"learner.max_policy_lag must hold for every token: group {group.group_id} in the "
             f"batch at policy_step {self.policy_step} has a token of weights "
-            f"{group.oldest_version}, lag {self.group_lag(group)} > {bound} (the broker handed it "
+            f"{oldest}, lag {self.group_lag(group)} > {bound} (the broker handed it "
             "over too late: report this with the run's journal)"
         )
 
@@ -105,7 +132,12 @@ class Screen:
 
 
 def trainable(group: VerifiedGroup) -> list[VerifiedRollout]:
-    """Rollouts with a judged answer of at least one token."""
+    """Judged rollouts with at least one token that is not masked."""
+    return [item for item in judged(group) if item.num_trained_tokens > 0]
+
+
+def judged(group: VerifiedGroup) -> list[VerifiedRollout]:
+    """Rollouts with a judged answer of at least one token: those whose rewards are compared."""
     return [
         item
         for item in group.rollouts
@@ -114,14 +146,13 @@ def trainable(group: VerifiedGroup) -> list[VerifiedRollout]:
 
 
 def lag_histogram(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[int, int]:
-    """Completion tokens by policy lag, over all version spans of the trained rollouts."""
+    """Trained tokens by policy lag: all version spans that are not masked."""
     tokens: dict[int, int] = {}
-    for rollout in (item.rollout for group in groups for item in trainable(group)):
-        starts = [span.start for span in rollout.version_spans]
-        ends = [*starts[1:], rollout.num_completion_tokens]
-        for span, end in zip(rollout.version_spans, ends, strict=True):
-            lag = screen.lineage.lag(span.version, screen.policy_step)
-            tokens[lag] = tokens.get(lag, 0) + max(0, end - span.start)
+    for item in (item for group in groups for item in trainable(group)):
+        for number in item.trained_spans:
+            version = item.rollout.version_spans[number].version
+            lag = screen.lineage.lag(version, screen.policy_step)
+            tokens[lag] = tokens.get(lag, 0) + item.rollout.num_tokens_in((number,))
     return dict(sorted(tokens.items()))
 
 

@@ -23,7 +23,7 @@ from common.metrics import Metrics
 from common.text_tokenizer import TextTokenizer
 from common.types import FinishReason, RolloutId, VerifiedGroup, VerifiedRollout
 from learner.batch import Document
-from learner.screening import Screen, lag_histogram, trainable
+from learner.screening import Screen, judged, lag_histogram, trainable
 from learner.update import StepOutcome
 
 NUM_READABLE = 4
@@ -76,8 +76,8 @@ def readable_rollouts(
 
 
 def describe_groups(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[str, object]:
-    """Rewards, lengths and lag of a training batch."""
-    items = [item for group in groups for item in trainable(group)]
+    """Rewards and lengths of a training batch, lag and number of its trained tokens."""
+    items = [item for group in groups for item in judged(group)]
     finished = [_length(item) for item in items if item.rollout.finish_reason is FinishReason.STOP]
     truncated = [
         _length(item) for item in items if item.rollout.finish_reason is FinishReason.LENGTH
@@ -86,7 +86,8 @@ def describe_groups(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[str
     return {
         "num_groups": len(groups),
         "num_rollouts": len(items),
-        "num_tokens": sum(map(_length, items)),
+        "num_tokens": sum(item.num_trained_tokens for item in items),
+        "num_masked_tokens": sum(_length(item) - item.num_trained_tokens for item in items),
         "reward_mean": _mean([item.verdict.reward or 0.0 for item in items]),
         "accuracy_mean": _component_mean(items, "accuracy"),
         "format_mean": _component_mean(items, "format"),
@@ -242,7 +243,7 @@ def _component_mean(items: Sequence[VerifiedRollout], name: str) -> float | None
 
 def _is_uniform(group: VerifiedGroup) -> bool:
     """True when all rewards are equal, so that the group carries no gradient."""
-    return len({item.verdict.reward for item in trainable(group)}) <= 1
+    return len({item.verdict.reward for item in judged(group)}) <= 1
 
 
 def _finite(row: Mapping[str, object]) -> dict[str, object]:

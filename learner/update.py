@@ -34,7 +34,7 @@ SUMS = (
     "on_policy_tokens",
     "on_policy_kl",
 )
-"""What every microbatch adds up; one number each over its completion tokens."""
+"""What every microbatch adds up; one number each over its trained tokens."""
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class Updater:
         batch.groups.extend(chunk.groups)
         batch.denominator += denominator(
             self._config.learner.loss.aggregation,
-            chunk.completion_lengths,
+            chunk.trained_lengths,
             max_tokens=self._config.actor.max_tokens,
         )
 

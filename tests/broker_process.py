@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from common.arrays import RolloutArrays
 from common.codec import pack_manifest
@@ -245,7 +246,7 @@ class LearnerClient:
     max_lag: int = 0
 
     @classmethod
-    async def connect(cls, broker: BrokerProcess) -> LearnerClient:
+    async def connect(cls, broker: BrokerProcess) -> Self:
         learner = cls(broker, await broker.connect(Role.LEARNER, "learner"))
         await learner.channel.request(ResumeLearner(incarnation=0, policy_step=0))
         await learner.publish(0)

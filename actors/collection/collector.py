@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from actors.collection.metrics import summarize
 from actors.collection.samples import SampleLog, samples_of
-from common.arrays import split_frames
+from common.arrays import arrays_from_frames, split_frames
 from common.codec import Buffer, Decoded
 from common.config import Config
 from common.endpoints import read_endpoint
@@ -21,6 +21,9 @@ from common.errors import ConfigError, DecodeError, FatalError
 from common.files import write_atomically
 from common.lifecycle import Process
 from common.messages import CommitStep, EndRun, FetchRollouts, Groups, PullGroups, Request, Rollouts
+from common.payloads.client import PayloadClient, Wanted
+from common.payloads.wiring import payload_client
+from common.security import client_security
 from common.text_tokenizer import TextTokenizer
 from common.transport import Channel
 from common.types import Role, VerifiedGroup
@@ -59,9 +62,17 @@ def check_collect(config: Config) -> None:
 
 
 async def collect_groups(
-    channel: Requester, tokenizer: TextTokenizer, log: SampleLog, num_prompts: int
+    channel: Requester,
+    tokenizer: TextTokenizer,
+    log: SampleLog,
+    num_prompts: int,
+    payloads: PayloadClient | None = None,
 ) -> None:
-    """Fill ``log`` until it holds ``num_prompts`` groups or the prompts are used up."""
+    """Fill ``log`` until it holds ``num_prompts`` groups or the prompts are used up.
+
+    ``payloads`` fetches what is not with the broker. A group of which that lost a part is left out
+    here and comes again.
+    """
     policy_step = 0
     while log.num_groups < num_prompts:
         max_groups = min(_MAX_GROUPS, num_prompts - log.num_groups)
@@ -71,27 +82,51 @@ async def collect_groups(
         reply = (await channel.request(pull)).message
         if not isinstance(reply, Groups):
             raise DecodeError(f"unexpected reply {type(reply).__name__} to PullGroups")
+        done = []
         for group in reply.groups:
             if not log.holds(group.group_id, group.prompt.prompt_id):
-                log.append(samples_of(group, await _fetch_completions(channel, tokenizer, group)))
-        if reply.groups:
-            group_ids = tuple(group.group_id for group in reply.groups)
+                completions = await _fetch_completions(channel, tokenizer, group, payloads)
+                if completions is None:
+                    continue
+                log.append(samples_of(group, completions))
+            done.append(group)
+        if done:
+            group_ids = tuple(group.group_id for group in done)
             commit = CommitStep(incarnation=0, policy_step=policy_step, group_ids=group_ids)
             await channel.request(commit)
             policy_step += 1
-        elif reply.exhausted:
+        elif reply.exhausted and not reply.groups:
             return
 
 
 async def _fetch_completions(
-    channel: Requester, tokenizer: TextTokenizer, group: VerifiedGroup
-) -> list[str]:
+    channel: Requester,
+    tokenizer: TextTokenizer,
+    group: VerifiedGroup,
+    payloads: PayloadClient | None,
+) -> list[str] | None:
+    """The answers of a group as text; None when arrays are lost."""
+    if payloads is not None:
+        return await _fetch_anywhere(payloads, tokenizer, group)
     rollout_ids = tuple(item.rollout.rollout_id for item in group.rollouts)
     decoded = await channel.request(FetchRollouts(rollout_ids=rollout_ids))
     if not isinstance(decoded.message, Rollouts):
         raise DecodeError(f"unexpected reply {type(decoded.message).__name__} to FetchRollouts")
     arrays = split_frames(decoded.message.rollouts, decoded.frames)
     return [tokenizer.decode(item.completion_token_ids.tolist()) for item in arrays]
+
+
+async def _fetch_anywhere(
+    payloads: PayloadClient, tokenizer: TextTokenizer, group: VerifiedGroup
+) -> list[str] | None:
+    found = await payloads.fetch([Wanted.of(item.rollout) for item in group.rollouts])
+    texts = []
+    for item in found:
+        if item is None:
+            return None
+        arrays = arrays_from_frames(item.frames)
+        texts.append(tokenizer.decode(arrays.completion_token_ids.tolist()))
+    return texts
 
 
 def write_results(log: SampleLog, config: Config) -> dict[str, Any]:
@@ -129,11 +164,15 @@ async def serve(process: Process) -> None:
     tokenizer = TextTokenizer.load(config.model.path)
     log = SampleLog(process.paths.samples)
     channel = await Channel.connect(
-        role=Role.COLLECTOR, name=process.name, endpoint=read_endpoint(config, process.paths)
+        role=Role.COLLECTOR,
+        name=process.name,
+        endpoint=read_endpoint(config, process.paths),
+        security=client_security(config, Role.COLLECTOR, process.name),
     )
+    payloads = payload_client(config, channel, Role.COLLECTOR, process.name)
     try:
         process.ready(num_groups=log.num_groups)
-        await collect_groups(channel, tokenizer, log, config.collect.num_prompts)
+        await collect_groups(channel, tokenizer, log, config.collect.num_prompts, payloads)
         metrics = write_results(log, config)
         process.log.info(
             "collected",
@@ -143,4 +182,5 @@ async def serve(process: Process) -> None:
         )
         await channel.request(EndRun())
     finally:
+        await payloads.close()
         await channel.close()

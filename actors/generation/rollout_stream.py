@@ -16,12 +16,14 @@ import structlog
 
 from actors.generation.engine_thread import EngineThread
 from actors.generation.lease_book import LeaseBook, SamplingJob
+from actors.generation.payload_place import PayloadPlace, Submission
 from actors.generation.sampler import SampledCompletion, SampleRequest
 from actors.generation.weight_watch import Serving
 from common.arrays import RolloutArrays
 from common.codec import Buffer, Decoded
 from common.errors import DataError, RefusedError, RequestTimeoutError
 from common.messages import (
+    Ack,
     Heartbeat,
     HeartbeatReply,
     Lease,
@@ -29,7 +31,6 @@ from common.messages import (
     PromptLease,
     PromptLeases,
     ReturnLease,
-    SubmitRollout,
 )
 from common.metrics import Metrics
 from common.transport import Channel
@@ -75,10 +76,12 @@ class RolloutStream:
         book: LeaseBook,
         encode: Callable[[Prompt], Sequence[int]],
         settings: SamplingSettings,
+        place: PayloadPlace,
         metrics: Metrics,
         log: structlog.stdlib.BoundLogger,
     ) -> None:
         self._channel = channel
+        self._place = place
         self._engine = engine
         self._serving = serving
         self._book = book
@@ -184,10 +187,15 @@ class RolloutStream:
         return reply.leases if isinstance(reply, PromptLeases) else ()
 
     async def _wait_for_room(self) -> int:
+        kept_groups = await self._place.wait_for_room(self._num_unfinished)
         while not self._book.room_groups:
             self._has_room.clear()
             await self._has_room.wait()
-        return self._book.room_groups
+        return min(self._book.room_groups, kept_groups)
+
+    def _num_unfinished(self) -> int:
+        """Rollouts whose arrays are yet to be kept, at most."""
+        return self._book.num_sampling + self._book.num_unacknowledged
 
     async def _sample(self, prompt_lease: PromptLease) -> None:
         """Book a lease and hand it to the engine; one that cannot be sampled goes back."""
@@ -228,13 +236,20 @@ class RolloutStream:
 
     async def _send(self, rollout_id: RolloutId) -> None:
         """Send until the broker answers; it treats a repeated submission as the same one."""
+        submission: Submission | None = None
         while (rollout := self._unsent.get(rollout_id)) is not None:
+            if submission is None:
+                submission = await self._place.keep(rollout.header, rollout.frames)
+            outcome = "refused"
             try:
-                await self._channel.request(SubmitRollout(rollout=rollout.header), rollout.frames)
+                reply = await self._channel.request(submission.message, submission.frames)
+                outcome = reply.message.outcome if isinstance(reply.message, Ack) else "unknown"
             except RequestTimeoutError:
                 continue
             except RefusedError as error:
                 self._log.warning("broker refused a rollout", code=error.code, reason=error.reason)
+            if outcome != "accepted":
+                self._place.refuse(rollout_id)
             self._unsent.pop(rollout_id, None)
             self._book.acknowledge(rollout_id)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from actors.generation.engine_thread import EngineThread
 from actors.generation.lease_book import LeaseBook
+from actors.generation.own_payloads import OwnPayloads, payload_place
 from actors.generation.rollout_stream import RolloutStream, SamplingSettings
 from actors.generation.sampler import SampledCompletion, Sampler
 from actors.generation.weight_agent import WeightAgent, WeightReceiver
@@ -22,6 +23,7 @@ from common.endpoints import read_endpoint
 from common.errors import DataError
 from common.lifecycle import Process
 from common.prompt_template import render_prompt
+from common.security import client_security
 from common.text_tokenizer import TextTokenizer
 from common.transport import Channel
 from common.types import Prompt, Role, WeightVersion
@@ -36,10 +38,14 @@ SamplerFactory = Callable[[], Sampler]
 
 async def run_actor(process: Process, build_sampler: SamplerFactory) -> None:
     """Serve until cancelled or until the engine fails; ``build_sampler`` runs on its thread."""
+    serves_payloads = process.config.stores.payloads == "direct"
+    own_payloads = OwnPayloads.open(process) if serves_payloads else None
     channel = await Channel.connect(
         role=Role.ACTOR,
         name=process.name,
         endpoint=read_endpoint(process.config, process.paths),
+        security=client_security(process.config, Role.ACTOR, process.name),
+        payload_endpoint=own_payloads.endpoint if own_payloads else "",
     )
     try:
         worker = GenerationWorker(
@@ -47,6 +53,7 @@ async def run_actor(process: Process, build_sampler: SamplerFactory) -> None:
             channel,
             build_sampler,
             weight_agent(process.config, process.paths, process.name),
+            own_payloads,
         )
         try:
             await worker.run()
@@ -54,6 +61,8 @@ async def run_actor(process: Process, build_sampler: SamplerFactory) -> None:
             await worker.close()
     finally:
         await channel.close()
+        if own_payloads is not None:
+            own_payloads.close()
 
 
 def weight_agent(config: Config, paths: RunPaths, name: str) -> WeightAgent:
@@ -93,11 +102,15 @@ class GenerationWorker:
         channel: Channel,
         build_sampler: SamplerFactory,
         receiver: WeightReceiver,
+        own_payloads: OwnPayloads | None = None,
     ) -> None:
+        """``own_payloads`` serves the rollouts that are kept in this process, if they are."""
         config = process.config
         tokenizer = TextTokenizer.load(config.model.path)
         self._process = process
         self._receiver = receiver
+        self._channel = channel
+        self._own_payloads = own_payloads
         self._serving = Serving()
         self._reported = (0.0, 0.0)
         self._engine_error: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -114,6 +127,7 @@ class GenerationWorker:
                 temperature=config.actor.temperature,
                 stop_token_ids=tokenizer.eos_token_ids,
             ),
+            place=payload_place(process, channel, own_payloads),
             metrics=process.metrics,
             log=process.log,
         )
@@ -134,6 +148,9 @@ class GenerationWorker:
             tasks.create_task(self._wait_engine_failed(), name="engine")
             tasks.create_task(self._stream.heartbeat_forever(), name="heartbeats")
             tasks.create_task(self._export_metrics(), name="metrics")
+            if self._own_payloads is not None:
+                serving = self._own_payloads.serve(self._channel)
+                tasks.create_task(serving, name="payloads")
             await asyncio.wrap_future(self._engine.started)
             if self._process.config.run.kind == "collect":
                 self._serving.set(INITIAL_VERSION)

@@ -34,6 +34,9 @@ from common.messages import (
     SubmitVerdict,
 )
 from common.metrics import Metrics
+from common.payloads.client import PayloadClient, Wanted
+from common.payloads.wiring import payload_client
+from common.security import client_security
 from common.text_tokenizer import TextTokenizer
 from common.transport import Channel
 from common.types import Prompt, Role, RolloutId, Verdict
@@ -87,8 +90,11 @@ class VerifierWorker:
         metrics: Metrics,
         log: structlog.stdlib.BoundLogger,
         heartbeat_s: float,
+        payloads: PayloadClient | None = None,
     ) -> None:
+        """``payloads`` fetches what is not with the broker; None where everything is."""
         self._channel = channel
+        self._payloads = payloads
         self._pool = pool
         self._tokenizer = tokenizer
         self._rewards = tuple(rewards)
@@ -122,9 +128,13 @@ class VerifierWorker:
                 self._log.warning("no work from the broker", error=str(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
-            for position, lease in enumerate(leases):
+            position = 0
+            for lease in leases:
                 self._held[lease.rollout.rollout_id] = lease.verify_attempt
-                frames = reply.frames[3 * position : 3 * position + 3]
+                frames: Sequence[memoryview] | None = None
+                if not lease.rollout.store:
+                    frames = reply.frames[position : position + 3]
+                    position += 3
                 group.create_task(self._verify(lease, frames), name="verify")
 
     async def _wait_out(self, refusal: RefusedError) -> None:
@@ -168,14 +178,21 @@ class VerifierWorker:
             for lease in _leases_in(request.result()):
                 self._held[lease.rollout.rollout_id] = lease.verify_attempt
 
-    async def _verify(self, lease: RolloutLease, frames: Sequence[memoryview]) -> None:
+    async def _verify(self, lease: RolloutLease, frames: Sequence[memoryview] | None) -> None:
         rollout_id = lease.rollout.rollout_id
         try:
+            frames = frames or await self._fetch(lease)
+            if frames is None:
+                self._release(rollout_id)  # lost, and reported: the lease has ended
+                return
             token_ids = arrays_from_frames(frames).completion_token_ids.tolist()
             verdict = await self._judge(lease.prompt, self._tokenizer.decode(token_ids))
             answer: Request = SubmitVerdict(
                 rollout_id=rollout_id, verify_attempt=lease.verify_attempt, verdict=verdict
             )
+        except InfraError as error:
+            self._log.warning("arrays not fetched, lease returned", error=str(error))
+            answer = ReturnLease(lease=_lease_of(rollout_id, lease.verify_attempt))
         except DataError as error:  # a rollout that nobody can read must end in the dead letter
             answer = ReturnLease(
                 lease=_lease_of(rollout_id, lease.verify_attempt), error=str(error)
@@ -187,6 +204,16 @@ class VerifierWorker:
         except (InfraError, DecodeError) as error:
             self._log.warning("answer not taken, lease dropped", error=str(error))
         self._release(rollout_id)
+
+    async def _fetch(self, lease: RolloutLease) -> Sequence[memoryview] | None:
+        """The arrays of a rollout that is not with the broker; None when they are lost.
+
+        Raises :class:`DataError` where this verifier was not told of stores.
+        """
+        if self._payloads is None:
+            raise DataError(f"the arrays are in store {lease.rollout.store!r}, none is known here")
+        (fetched,) = await self._payloads.fetch([Wanted.of(lease.rollout)])
+        return None if fetched is None else fetched.frames
 
     async def _judge(self, prompt: Prompt, completion: str) -> Verdict:
         job = plan_job(completion, prompt.task, prompt.reference_json, self._rewards)
@@ -264,8 +291,12 @@ async def serve(process: Process) -> None:
     limits = ChildLimits(config.verifier.wall_limit_s, config.verifier.memory_limit_bytes)
     async with VerifierPool(limits, config.verifier.num_workers) as pool:
         channel = await Channel.connect(
-            role=Role.VERIFIER, name=process.name, endpoint=read_endpoint(config, process.paths)
+            role=Role.VERIFIER,
+            name=process.name,
+            endpoint=read_endpoint(config, process.paths),
+            security=client_security(config, Role.VERIFIER, process.name),
         )
+        payloads = payload_client(config, channel, Role.VERIFIER, process.name)
         try:
             worker = VerifierWorker(
                 channel,
@@ -275,10 +306,12 @@ async def serve(process: Process) -> None:
                 metrics=process.metrics,
                 log=process.log,
                 heartbeat_s=channel.registered.heartbeat_s,
+                payloads=payloads,
             )
             process.ready(num_children=config.verifier.num_workers)
             await worker.run()
         finally:
+            await payloads.close()
             await channel.close()
 
 

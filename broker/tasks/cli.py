@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from broker.prompt_source import find_task, prompt_of
+from broker.prompts.opening import find_task, prompt_of
 from broker.tasks import CORPORA, GENERATORS, HELD_OUT
 from common.errors import FatalError
 from common.files import write_atomically

@@ -11,10 +11,12 @@ from __future__ import annotations
 from common.messages.base import (
     SCHEMA,
     Ack,
+    Acks,
     GroupIds,
     Indices,
     Message,
     Names,
+    Promise,
     Refused,
     WaitSeconds,
 )
@@ -31,6 +33,7 @@ from common.messages.consumption import (
     Rollouts,
     SteppedBatch,
 )
+from common.messages.flow import Credit, ReserveBytes
 from common.messages.generation import (
     LeasePrompts,
     PromptLease,
@@ -39,6 +42,15 @@ from common.messages.generation import (
     SubmitRollout,
 )
 from common.messages.membership import Heartbeat, HeartbeatReply, Lease, Register, Registered
+from common.messages.payloads import (
+    Ended,
+    GetStores,
+    ListEnded,
+    PutRollouts,
+    ReportLost,
+    StoreAddress,
+    Stores,
+)
 from common.messages.verification import LeaseRollouts, RolloutLease, RolloutLeases, SubmitVerdict
 from common.messages.watching import GetStatus, GroupCounts, NamedCount, Status
 from common.messages.weights import (
@@ -56,6 +68,7 @@ from common.types import RolloutHeader
 Request = (
     Register
     | Heartbeat
+    | ReserveBytes
     | LeasePrompts
     | SubmitRollout
     | ReturnLease
@@ -74,10 +87,15 @@ Request = (
     | ReportWeights
     | GetFleet
     | GetStatus
+    | PutRollouts
+    | GetStores
+    | ListEnded
+    | ReportLost
 )
 Reply = (
     Registered
     | HeartbeatReply
+    | Credit
     | PromptLeases
     | RolloutLeases
     | Groups
@@ -85,19 +103,30 @@ Reply = (
     | WeightNotice
     | Fleet
     | Status
+    | Stores
+    | Ended
     | Ack
+    | Acks
     | Refused
 )
 AnyMessage = Request | Reply
 
+WITH_FRAMES = frozenset(
+    (SubmitRollout, RolloutLeases, PutRollouts, Rollouts, PublishWeights, WeightNotice)
+)
+"""Messages that array or manifest frames may follow; every other has none."""
+
 
 def rollouts_in(message: AnyMessage) -> tuple[RolloutHeader, ...]:
-    """The rollouts whose arrays travel as frames of ``message``, three frames each, in order."""
+    """The rollouts whose arrays travel as frames of ``message``, three frames each, in order.
+
+    A submission or a lease carries none of a rollout that a payload server holds.
+    """
     if isinstance(message, SubmitRollout):
-        return (message.rollout,)
+        return () if message.rollout.store else (message.rollout,)
     if isinstance(message, RolloutLeases):
-        return tuple(lease.rollout for lease in message.leases)
-    if isinstance(message, Rollouts):
+        return tuple(lease.rollout for lease in message.leases if not lease.rollout.store)
+    if isinstance(message, Rollouts | PutRollouts):
         return message.rollouts
     return ()
 
@@ -111,18 +140,23 @@ def has_manifest(message: AnyMessage) -> bool:
 
 __all__ = [
     "SCHEMA",
+    "WITH_FRAMES",
     "Ack",
+    "Acks",
     "AnyMessage",
     "CommitCheckpoint",
     "CommitStep",
+    "Credit",
     "DescribeGroups",
     "EndRun",
+    "Ended",
     "EvictGroups",
     "FetchRollouts",
     "Fleet",
     "FleetMember",
     "GetFleet",
     "GetStatus",
+    "GetStores",
     "GroupCounts",
     "GroupIds",
     "Groups",
@@ -132,19 +166,24 @@ __all__ = [
     "Lease",
     "LeasePrompts",
     "LeaseRollouts",
+    "ListEnded",
     "Message",
     "NamedCount",
     "Names",
+    "Promise",
     "PromptLease",
     "PromptLeases",
     "PublishWeights",
     "PullGroups",
+    "PutRollouts",
     "Refused",
     "Register",
     "Registered",
     "Reply",
+    "ReportLost",
     "ReportWeights",
     "Request",
+    "ReserveBytes",
     "ResumeLearner",
     "ReturnLease",
     "RolloutLease",
@@ -152,6 +191,8 @@ __all__ = [
     "Rollouts",
     "Status",
     "SteppedBatch",
+    "StoreAddress",
+    "Stores",
     "SubmitRollout",
     "SubmitVerdict",
     "TransferGroup",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -13,6 +13,7 @@ SCHEMA = 1
 
 Indices = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=4096)]
 Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=16384)]
+RequestId = Annotated[int, msgspec.Meta(ge=0)]
 GroupIds = Annotated[tuple[Count, ...], msgspec.Meta(max_length=65536)]
 WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
@@ -21,10 +22,30 @@ class Message(Record, frozen=True, tag=True):
     """Base of the tagged union."""
 
 
+Promise = Literal["", "durable", "relaxed", "direct"]
+"""What an acknowledged rollout survives: ``durable`` a crash of the machine, ``relaxed`` a crash of
+the process, ``direct`` neither (its arrays are in the memory of the actor that sampled it)."""
+
+
 class Ack(Message, frozen=True):
-    """Done, durably. ``outcome`` is ``accepted``, ``duplicate``, ``late`` or ``quarantined``."""
+    """Done. ``outcome`` is ``accepted``, ``duplicate``, ``late`` or ``quarantined``.
+
+    ``promise`` says what an accepted rollout survives; "" where the message carried none.
+    ``credit_bytes`` is credit that the sender gets back.
+    """
 
     outcome: Name = "accepted"
+    promise: Promise = ""
+    credit_bytes: Count = 0
+
+
+class Acks(Message, frozen=True):
+    """Several :class:`Ack`, each with the id of the request that it answers.
+
+    It stands for as many replies to one peer and is no reply itself: its own request id is 0.
+    """
+
+    acks: Annotated[tuple[tuple[RequestId, Ack], ...], msgspec.Meta(min_length=1)]
 
 
 class Refused(Message, frozen=True):

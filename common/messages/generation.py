@@ -33,9 +33,13 @@ class PromptLeases(Message, frozen=True):
 
 
 class SubmitRollout(Message, frozen=True):
-    """One finished rollout, its three arrays in the frames."""
+    """One finished rollout, its three arrays in the frames.
+
+    A rollout with a ``store`` comes without frames; ``content_hash`` is then that of its arrays.
+    """
 
     rollout: RolloutHeader
+    content_hash: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class ReturnLease(Message, frozen=True):

@@ -7,13 +7,14 @@ from typing import Annotated
 import msgspec
 
 from common.messages.base import Indices, Message
-from common.types import Count, FiniteFloat, Name, Record, Role, WeightVersion
+from common.types import Count, Endpoint, FiniteFloat, Name, Record, Role, WeightVersion
 
 
 class Register(Message, frozen=True):
     """First request of a client; ``nonce`` is fresh for each process start.
 
     A known name with a new nonce is a restarted process: its old leases are revoked at once.
+    ``payload_endpoint`` is where it serves arrays of rollouts, if it does.
     """
 
     role: Role
@@ -21,15 +22,20 @@ class Register(Message, frozen=True):
     nonce: Name
     host: Name
     pid: Count
+    payload_endpoint: Endpoint = ""
 
 
 class Registered(Message, frozen=True):
-    """The broker's answer: which run this is and how often to be heard of."""
+    """The broker's answer: which run this is and how often to be heard of.
+
+    ``credit_bytes`` is the first credit of this connection; that of an earlier one is void.
+    """
 
     run_id: Name
     broker_nonce: Name
     heartbeat_s: FiniteFloat
     lease_s: FiniteFloat
+    credit_bytes: Count = 0
 
 
 class Lease(Record, frozen=True):

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from deploy.bench.broker import bench_broker
 from deploy.bench.codec import bench_codec
+from deploy.bench.fleet import bench_fleet
 from deploy.bench.pipeline import bench_pipeline
 from deploy.bench.result import BenchResult
+from deploy.bench.scheduler import bench_scheduler
+from deploy.bench.staleness import bench_staleness
 
 BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
+    "broker": bench_broker,
     "codec": bench_codec,
     "pipeline": bench_pipeline,
+    "staleness": bench_staleness,
+    "scheduler": bench_scheduler,
+    "fleet": bench_fleet,
 }
 """Name -> function that measures and returns the result."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from common.messages import (
     Ack,
+    Acks,
     AnyMessage,
     CommitCheckpoint,
     CommitStep,
     DescribeGroups,
+    Ended,
     EndRun,
     EvictGroups,
     FetchRollouts,
@@ -15,6 +19,7 @@ from common.messages import (
     FleetMember,
     GetFleet,
     GetStatus,
+    GetStores,
     GroupCounts,
     Groups,
     Heartbeat,
@@ -22,14 +27,17 @@ from common.messages import (
     Lease,
     LeasePrompts,
     LeaseRollouts,
+    ListEnded,
     NamedCount,
     PromptLease,
     PromptLeases,
     PublishWeights,
     PullGroups,
+    PutRollouts,
     Refused,
     Register,
     Registered,
+    ReportLost,
     ReportWeights,
     ResumeLearner,
     ReturnLease,
@@ -38,6 +46,8 @@ from common.messages import (
     Rollouts,
     Status,
     SteppedBatch,
+    StoreAddress,
+    Stores,
     SubmitRollout,
     SubmitVerdict,
     TransferGroup,
@@ -55,6 +65,7 @@ from common.types import (
 )
 from tests.builders import prompt, rollout_header, version
 
+_PROMPT = structs.replace(prompt(), prompt_set="math")
 _LEASE = Lease(group_id=4, indices=(0, 2), attempt=3)
 _ROLLOUT = rollout_header(group_id=4, index=2, attempt=3, spans=((0, version(5)), (3, version(6))))
 _VERDICT = Verdict(
@@ -65,9 +76,9 @@ _VERDICT = Verdict(
 )
 _GROUP = VerifiedGroup(
     group_id=4,
-    prompt=prompt(),
+    prompt=_PROMPT,
     deadline_step=7,
-    rollouts=(VerifiedRollout(rollout=_ROLLOUT, verdict=_VERDICT),),
+    rollouts=(VerifiedRollout(rollout=_ROLLOUT, verdict=_VERDICT, masked_spans=(1,)),),
 )
 _ANNOUNCEMENT = PublishWeights(
     version=version(6, 1),
@@ -79,16 +90,18 @@ _ANNOUNCEMENT = PublishWeights(
 )
 
 SAMPLES: tuple[AnyMessage, ...] = (
-    Register(role=Role.ACTOR, name="actor-0", nonce="n", host="h", pid=9),
+    Register(
+        role=Role.ACTOR, name="actor-0", nonce="n", host="h", pid=9, payload_endpoint="tcp://h:5"
+    ),
     Registered(run_id="run", broker_nonce="b", heartbeat_s=2.0, lease_s=15.0),
     Heartbeat(leases=(_LEASE,), serving=version(6)),
     HeartbeatReply(revoked=(_LEASE,)),
     LeasePrompts(serving=version(6), max_groups=8, wait_s=1.5),
-    PromptLeases(leases=(PromptLease(prompt=prompt(), lease=_LEASE),)),
-    SubmitRollout(rollout=_ROLLOUT),
+    PromptLeases(leases=(PromptLease(prompt=_PROMPT, lease=_LEASE),)),
+    SubmitRollout(rollout=structs.replace(_ROLLOUT, store="store-0"), content_hash="ab"),
     ReturnLease(lease=_LEASE, error="engine gone"),
     LeaseRollouts(max_rollouts=16, wait_s=1.5),
-    RolloutLeases(leases=(RolloutLease(prompt=prompt(), rollout=_ROLLOUT, verify_attempt=1),)),
+    RolloutLeases(leases=(RolloutLease(prompt=_PROMPT, rollout=_ROLLOUT, verify_attempt=1),)),
     SubmitVerdict(rollout_id=_ROLLOUT.rollout_id, verify_attempt=1, verdict=_VERDICT),
     PullGroups(policy_step=6, max_groups=32, wait_s=1.5),
     Groups(groups=(_GROUP,), exhausted=True),
@@ -132,6 +145,13 @@ SAMPLES: tuple[AnyMessage, ...] = (
         duplicates=2,
         redelivered=1,
     ),
-    Ack(outcome="duplicate"),
+    PutRollouts(rollouts=(_ROLLOUT,)),
+    GetStores(names=("store-0",)),
+    Stores(stores=(StoreAddress(name="store-0", endpoint="tcp://h:5"),)),
+    ListEnded(group_ids=(4, 5), stepped=True),
+    Ended(group_ids=(4,)),
+    ReportLost(rollout_ids=(_ROLLOUT.rollout_id,)),
+    Ack(outcome="duplicate", promise="relaxed"),
+    Acks(acks=((7, Ack(outcome="late")), (8, Ack(promise="relaxed")))),
     Refused(code="sealed", reason="the run is over"),
 )

@@ -108,7 +108,7 @@ class FakeBroker:
             reply, frames = await self._answer(decoded)
             self.seen.append(message)  # type: ignore[arg-type]  # clients send requests only
             self._changed.set()
-        await socket.send(peer, decoded.request_id, reply, frames)
+        socket.send(peer, decoded.request_id, reply, frames)
 
     async def _answer(self, decoded: Decoded) -> tuple[Reply, list[bytes]]:
         message = decoded.message

@@ -151,17 +151,18 @@ def test_a_lease_that_nobody_names_is_revoked_and_leased_again(tmp_path: Path) -
 
     async def run() -> tuple[PromptLease, PromptLease, HeartbeatReply]:
         learner = await LearnerClient.connect(broker)
-        lost = await _lease_one(learner.channel)
+        first = await broker.connect(Role.ACTOR, "actor-0")
         other = await broker.connect(Role.ACTOR, "actor-1")
+        lost = await _lease_one(first)
         released = lost
         async with asyncio.timeout(20):
             while released.lease.group_id != lost.lease.group_id or released is lost:
-                await learner.channel.request(Heartbeat())
+                await first.request(Heartbeat())
                 released = await _lease_one(other)
-        reply = (await learner.channel.request(Heartbeat(leases=(lost.lease,)))).message
+        reply = (await first.request(Heartbeat(leases=(lost.lease,)))).message
         assert isinstance(reply, HeartbeatReply)
-        await other.close()
-        await learner.channel.close()
+        for channel in (first, other, learner.channel):
+            await channel.close()
         return lost, released, reply
 
     lost, released, reply = asyncio.run(run())
@@ -173,12 +174,14 @@ def test_a_lease_that_nobody_names_is_revoked_and_leased_again(tmp_path: Path) -
 def test_after_the_end_work_is_refused_and_a_resumed_run_goes_on(broker: BrokerProcess) -> None:
     async def end() -> str:
         learner = await LearnerClient.connect(broker)
-        await _lease_one(learner.channel)
+        actor = await broker.connect(Role.ACTOR, "actor-0")
+        await _lease_one(actor)
         await learner.channel.request(EndRun())
         with pytest.raises(RefusedError) as refused:
-            await _lease_one(learner.channel)
+            await _lease_one(actor)
         status = await learner.status()
         assert [(item.name, item.count) for item in status.evicted] == [("run_end", 1)]
+        await actor.close()
         await learner.channel.close()
         return refused.value.code
 
@@ -186,9 +189,11 @@ def test_after_the_end_work_is_refused_and_a_resumed_run_goes_on(broker: BrokerP
         channel = await broker.connect(Role.LEARNER, "learner")
         before = (await channel.request(GetStatus())).message
         await channel.request(ResumeLearner(incarnation=0, policy_step=0))
-        lease = await _lease_one(channel)
+        actor = await broker.connect(Role.ACTOR, "actor-0")
+        lease = await _lease_one(actor)
         assert lease.lease.group_id == 1
         after = (await channel.request(GetStatus())).message
+        await actor.close()
         await channel.close()
         assert isinstance(before, Status)
         assert isinstance(after, Status)
@@ -212,7 +217,7 @@ def test_two_brokers_cannot_share_a_journal(broker: BrokerProcess) -> None:
     second.start()
     code, errors = second.wait()
     assert code == EXIT_FATAL
-    assert "journal.sqlite" in errors
+    assert str(broker.paths.journal) in errors
     assert "another broker uses it" in errors
     assert "Traceback" not in errors
 
@@ -224,14 +229,16 @@ def test_a_full_disk_ends_the_broker_with_a_cure_and_loses_nothing_acknowledged(
     broker = BrokerProcess(tmp_path)
     broker.start()
 
-    async def write_without_end(learner: LearnerClient, acknowledged: list[RolloutId]) -> None:
+    async def write_without_end(
+        learner: LearnerClient, actor: Channel, acknowledged: list[RolloutId]
+    ) -> None:
         while True:
-            lease = (await _lease_one(learner.channel)).lease
+            lease = (await _lease_one(actor)).lease
             for index in lease.indices:
                 rollout_id = RolloutId(group_id=lease.group_id, index=index, attempt=lease.attempt)
                 for policy_step in range(40):
                     await learner.publish(policy_step % 2)
-                await submit_rollout(learner.channel, rollout_id, version(0))
+                await submit_rollout(actor, rollout_id, version(0))
                 acknowledged.append(rollout_id)
 
     async def fill() -> list[RolloutId]:
@@ -241,12 +248,14 @@ def test_a_full_disk_ends_the_broker_with_a_cure_and_loses_nothing_acknowledged(
         size = broker.paths.journal.with_name("journal.sqlite-wal").stat().st_size
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 400_000, size + 400_000))
         acknowledged: list[RolloutId] = []
-        writing = asyncio.create_task(write_without_end(learner, acknowledged))
+        actor = await broker.connect(Role.ACTOR, "actor-0")
+        writing = asyncio.create_task(write_without_end(learner, actor, acknowledged))
         async with asyncio.timeout(30):
             while process.poll() is None:
                 await asyncio.sleep(0.02)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
+        await actor.close()
         await learner.channel.close()
         return acknowledged
 
@@ -259,7 +268,7 @@ def test_a_full_disk_ends_the_broker_with_a_cure_and_loses_nothing_acknowledged(
     broker.start()
 
     async def check() -> list[str]:
-        channel = await broker.connect(Role.LEARNER, "learner")
+        channel = await broker.connect(Role.ACTOR, "actor-0")
         outcomes = [await submit_rollout(channel, each, version(0)) for each in acknowledged]
         await channel.close()
         return outcomes

@@ -141,6 +141,29 @@ def test_published_weights_are_made_again_even_if_groups_would_now_come_in_anoth
     assert broker.incarnation == 0
 
 
+def test_a_killed_learner_replays_a_step_under_the_masks_it_was_taken_with(
+    tmp_path: Path, model: Path
+) -> None:
+    def masks(group_id: int, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (0, 2), (group_id % 2,) if index else ()
+
+    published = []
+    for name, killed_at in (("alone", None), ("killed", 3)):
+        shutil.copytree(model, tmp_path / name / "model")
+        broker = small_broker(chunk_sizes=(1, 2), masks=masks)
+        publisher = RecordingPublisher(
+            on_publish=None if killed_at is None else _stop_at(killed_at)
+        )
+        num_kills = _finish(_config(tmp_path / name), broker, publisher)
+        assert num_kills == (killed_at is not None)
+        assert broker.incarnation == 0, "the replay came to other weights"
+        published.append(publisher.published)
+    alone, killed = published
+    assert killed.items() <= alone.items()
+    rows = (tmp_path / "killed/run/telemetry/steps.jsonl").read_text().splitlines()
+    assert all(json.loads(row)["num_masked_tokens"] > 0 for row in rows)
+
+
 def _stop_at(policy_step: int) -> Callable[[WeightVersion], None]:
     def kill(version: WeightVersion) -> None:
         if version.policy_step == policy_step:

@@ -13,8 +13,11 @@ from common.broker_socket import BrokerSocket
 from common.errors import DecodeError, FatalError, RefusedError, RequestTimeoutError
 from common.messages import (
     Ack,
+    Acks,
+    CommitCheckpoint,
     FetchRollouts,
     Heartbeat,
+    LeaseRollouts,
     Refused,
     Register,
     Registered,
@@ -33,6 +36,7 @@ class EchoBroker:
         self.socket = BrokerSocket.bind(endpoint)
         self.peers: set[bytes] = set()
         self.seen: list[object] = []
+        self.held: list[tuple[bytes, int]] = []
         self.silent = False
         self.task = asyncio.create_task(self._serve())
 
@@ -44,16 +48,18 @@ class EchoBroker:
                     continue
                 message = incoming.decoded.message
                 self.seen.append(message)
-                if self.silent:
+                if isinstance(message, LeaseRollouts):
+                    self.held.append((incoming.peer, incoming.request_id))
+                if self.silent or isinstance(message, LeaseRollouts):
                     continue
-                await self.socket.send(
+                self.socket.send(
                     incoming.peer, incoming.request_id, self._reply(incoming.peer, message)
                 )
 
     def _reply(self, peer: bytes, message: object) -> Reply:
         if isinstance(message, Register):
             self.peers.add(peer)
-            return Registered(run_id="r", broker_nonce="n", heartbeat_s=1.0, lease_s=1.0)
+            return Registered(run_id="r", broker_nonce="n", heartbeat_s=0.4, lease_s=1.0)
         if peer not in self.peers:
             return Refused(code="unregistered", reason="who are you")
         if isinstance(message, FetchRollouts):
@@ -108,6 +114,69 @@ def test_requests_survive_a_broker_that_dies_and_comes_back(tmp_path: Path) -> N
         assert len(registrations) == 1, "one registration serves all requests that were refused"
         await channel.close()
         await successor.die()
+
+    run(scenario, tmp_path)
+
+
+def test_a_broker_that_falls_silent_is_left_within_three_heartbeats_and_met_again(
+    tmp_path: Path,
+) -> None:
+    async def scenario(endpoint: str) -> None:
+        broker = EchoBroker(endpoint)
+        channel = await connect(endpoint)
+        heartbeat_s = channel.registered.heartbeat_s
+        broker.silent = True
+        clock = asyncio.get_running_loop().time
+        start_s = clock()
+        waiting = asyncio.create_task(channel.request(CommitCheckpoint(policy_step=1)))
+        while sum(isinstance(one, Register) for one in broker.seen) < 2:
+            await asyncio.sleep(0.01)
+        assert 2.0 * heartbeat_s < clock() - start_s < 3.0 * heartbeat_s + 0.5
+        with pytest.raises(RequestTimeoutError, match="has been silent for"):
+            await channel.request(Heartbeat(), timeout_s=1.5 * heartbeat_s)
+        broker.silent = False
+        assert (await waiting).message == Ack()
+        assert len(broker.peers) == 2, "the first socket, and the one that met no silence"
+        await channel.close()
+        await broker.die()
+
+    run(scenario, tmp_path)
+
+
+def test_a_long_wait_for_work_is_no_silence(tmp_path: Path) -> None:
+    async def scenario(endpoint: str) -> None:
+        broker = EchoBroker(endpoint)
+        channel = await connect(endpoint)
+        waiting = asyncio.create_task(channel.request(LeaseRollouts(max_rollouts=1, wait_s=5.0)))
+        while len(broker.held) < 1:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(3.5 * channel.registered.heartbeat_s)
+        broker.socket.send(*broker.held[0], Ack())
+        assert (await waiting).message == Ack()
+        assert sum(isinstance(one, Register) for one in broker.seen) == 1
+        await channel.close()
+        await broker.die()
+
+    run(scenario, tmp_path)
+
+
+def test_acknowledgements_that_came_together_reach_whoever_waits_for_each(tmp_path: Path) -> None:
+    async def scenario(endpoint: str) -> None:
+        broker = EchoBroker(endpoint)
+        channel = await connect(endpoint)
+        asked = [
+            asyncio.create_task(channel.request(LeaseRollouts(max_rollouts=n, wait_s=0.0)))
+            for n in range(3)
+        ]
+        while len(broker.held) < 3:
+            await asyncio.sleep(0)
+        outcomes = ("accepted", "late", "duplicate")
+        acks = zip((request_id for _, request_id in broker.held), outcomes, strict=True)
+        together = Acks(acks=tuple((request_id, Ack(outcome=one)) for request_id, one in acks))
+        broker.socket.send(broker.held[0][0], 0, together)
+        assert [(await one).message for one in asked] == [Ack(outcome=one) for one in outcomes]
+        await channel.close()
+        await broker.die()
 
     run(scenario, tmp_path)
 
@@ -180,9 +249,9 @@ def test_large_arrays_cross_unchanged(tmp_path: Path) -> None:
                     reply: Reply = Registered(
                         run_id="r", broker_nonce="n", heartbeat_s=1.0, lease_s=1.0
                     )
-                    await socket.send(incoming.peer, incoming.request_id, reply)
+                    socket.send(incoming.peer, incoming.request_id, reply)
                 else:
-                    await socket.send(
+                    socket.send(
                         incoming.peer,
                         incoming.request_id,
                         Rollouts(rollouts=(header,)),

@@ -84,7 +84,7 @@ class FakeBroker:
                 assert not isinstance(incoming.decoded, Exception)
                 message = incoming.decoded.message
                 reply, frames = await self._answer(message)
-                await socket.send(incoming.peer, incoming.request_id, reply, frames)
+                socket.send(incoming.peer, incoming.request_id, reply, frames)
                 self.seen.append(message)  # type: ignore[arg-type]  # clients send requests only
                 self.changed.set()
 

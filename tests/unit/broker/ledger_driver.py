@@ -11,6 +11,7 @@ from broker.events import AnyEvent
 from broker.leases import LeaseTable
 from broker.ledger import Ledger
 from broker.ledger_state import Decision, LedgerRules
+from broker.prompts.mixture import PromptSource
 from broker.step_rules import Pull
 from common.codec import Buffer
 from common.messages import (
@@ -31,6 +32,7 @@ from common.types import (
     WeightVersion,
 )
 from tests.builders import prompt, rollout_header, version
+from tests.scripted_prompts import ScriptedPrompts
 
 _T = TypeVar("_T")
 
@@ -61,6 +63,7 @@ class Driver:
         chosen = {"group_size": 2, "groups_per_step": 2, "max_policy_lag": 1, "num_steps": 100}
         self.rules = LedgerRules(**(chosen | rules))  # type: ignore[arg-type] # test settings
         self.num_prompts = num_prompts
+        self.source: PromptSource = ScriptedPrompts(self._prompt_at)
         self.history: list[AnyEvent] = []
         self.payloads = Payloads()
         self.engine = Engine(Ledger(self.rules), LeaseTable(10.0), self.payloads, 0.0)
@@ -85,7 +88,7 @@ class Driver:
         serving, newest = at or version(0), self.ledger.newest_version
         if newest is not None and newest < serving:
             self.announce(serving)
-        return self.do(rollout_rules.lease_prompt(self.ledger, owner, serving, self._prompt_at))
+        return self.do(rollout_rules.lease_prompt(self.ledger, owner, serving, self.source))
 
     def leased(self, at: WeightVersion | None = None, owner: str = "actor-0") -> PromptLease:
         lease = self.lease(at, owner)

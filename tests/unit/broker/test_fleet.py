@@ -19,6 +19,44 @@ def test_only_another_nonce_under_a_known_name_is_a_restart() -> None:
     assert fleet.register(_register("two"), now_s=2.0)
 
 
+def _twin(fleet: Fleet, registration: Register, now_s: float, *, connected: bool) -> bool:
+    return fleet.live_twin(registration, now_s, lambda: connected) is not None
+
+
+def test_a_process_whose_connection_is_gone_is_replaced_at_once() -> None:
+    fleet = Fleet(dead_after_s=15.0, heartbeat_s=2.0)
+    fleet.register(_register(), now_s=0.0)
+    other = Register(role=Role.ACTOR, name="actor-0", nonce="two", host="h", pid=8)
+    assert not _twin(fleet, other, 0.1, connected=False)
+    assert _twin(fleet, other, 0.1, connected=True)
+
+
+def test_a_process_that_is_heard_of_keeps_its_name_and_a_silent_one_loses_it() -> None:
+    fleet = Fleet(dead_after_s=15.0, heartbeat_s=2.0)
+    fleet.register(_register(), now_s=0.0)
+    other = Register(role=Role.ACTOR, name="actor-0", nonce="two", host="g", pid=7)
+    fleet.hear("actor-0", now_s=3.0)
+    assert _twin(fleet, other, 6.9, connected=True)
+    assert not _twin(fleet, other, 7.0, connected=True)
+
+
+def test_nobody_is_a_twin_of_itself() -> None:
+    fleet = Fleet(dead_after_s=15.0)
+    assert not _twin(fleet, _register(), 0.0, connected=True)
+    fleet.register(_register(), now_s=0.0)
+    assert not _twin(fleet, _register(), 0.0, connected=True)  # it reconnects
+    assert not _twin(fleet, _register("two"), 0.0, connected=True)  # another channel of one process
+
+
+def test_a_client_with_a_revoked_key_is_forgotten() -> None:
+    fleet = Fleet(dead_after_s=15.0)
+    fleet.register(_register(), now_s=0.0, user_id="old")
+    fleet.register(_register(name="actor-1"), now_s=0.0, user_id="good")
+    assert fleet.remove_revoked(lambda user_id: user_id == "old") == ["actor-0"]
+    assert fleet.num_by_role() == {Role.ACTOR: 1}
+    assert fleet.get("actor-0") is None
+
+
 def test_a_silent_client_is_gone_after_the_deadline_and_a_heard_one_is_not() -> None:
     fleet = Fleet(dead_after_s=15.0)
     fleet.register(_register(), now_s=0.0)

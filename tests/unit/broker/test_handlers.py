@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from broker.engine import Engine
-from broker.exchange import Answer, Ask, Identity, content_hash
+from broker.exchange import Answer, Ask, Identity
 from broker.fleet import Fleet
 from broker.handlers import Handlers
 from broker.leases import LeaseTable
@@ -14,10 +14,10 @@ from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
 from common import messages
 from common.codec import Buffer
+from common.content_hash import content_hash
 from common.messages import Reply, Request
 from common.types import (
     EvictReason,
-    Prompt,
     Role,
     RolloutHeader,
     RolloutId,
@@ -26,6 +26,7 @@ from common.types import (
 )
 from tests.broker_process import arrays_of
 from tests.builders import prompt, rollout_header, version
+from tests.scripted_prompts import ScriptedPrompts
 
 _R = TypeVar("_R")
 GRADED = Verdict(status=VerdictStatus.GRADED, reward=1.0)
@@ -48,14 +49,8 @@ class Payloads:
         return self.kept[rollout_id]
 
 
-class Prompts:
-    """As many prompts as the test wants."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def prompt_at(self, cursor: int) -> Prompt | None:
-        return prompt(cursor) if cursor < self.number else None
+def first_prompts(number: int) -> ScriptedPrompts:
+    return ScriptedPrompts(lambda cursor: prompt(cursor) if cursor < number else None)
 
 
 class Desk:
@@ -73,7 +68,7 @@ class Desk:
         self.engine = Engine(Ledger(rules), LeaseTable(10.0), Payloads(), self.now_s)
         self.fleet = Fleet(10.0)
         identity = Identity("run", "nonce", 2.0, 10.0)
-        self.handlers = Handlers(self.engine, self.fleet, Prompts(num_prompts), identity)
+        self.handlers = Handlers(self.engine, self.fleet, first_prompts(num_prompts), identity)
         for role, name in ((Role.ACTOR, "actor"), (Role.LEARNER, "learner")):
             self.register(role, name)
         if kind == "train":
@@ -200,7 +195,7 @@ def test_only_the_holder_can_give_a_lease_back() -> None:
     assert desk.engine.ledger.counts.leased == 1
     desk.reply("actor", messages.ReturnLease(lease=lease, error="oom"), messages.Ack)
     assert desk.engine.ledger.counts.leased == 0
-    assert desk.engine.ledger.groups[0].errors == ["index 0: oom"]
+    assert desk.engine.ledger.groups[0].errors == ["index 0, actor: oom"]
 
 
 def test_an_actor_that_proved_newer_weights_while_it_waited_is_leased_under_those() -> None:
@@ -288,7 +283,7 @@ def test_leases_on_a_group_that_has_ended_are_revoked() -> None:
 def test_a_broker_that_finds_its_run_sealed_holds_requests_until_a_learner_resumes() -> None:
     desk = Desk()
     desk.reply("learner", messages.EndRun(), messages.Ack)
-    found = Handlers(desk.engine, desk.fleet, Prompts(9), Identity("run", "n", 2.0, 10.0))
+    found = Handlers(desk.engine, desk.fleet, first_prompts(9), Identity("run", "n", 2.0, 10.0))
     request = messages.LeasePrompts(serving=version(0), max_groups=1, wait_s=5.0)
     assert found.handle(Ask("actor", request, (), 0.0)) is None
     found.handle(Ask("learner", messages.ResumeLearner(incarnation=0, policy_step=0), (), 0.0))

@@ -1,25 +1,47 @@
-"""The journal file: what survives, and what is refused with a cure."""
+"""The broker's journal: what survives, what is refused with a cure, what each promise means."""
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
+import errno
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from broker import journal as journal_module
+from broker.events import Counted, Counter
 from broker.journal import Journal
+from broker.journal import journal as journal_module
+from broker.journal.files import OsFiles
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerState
-from common.errors import JournalError
+from common.errors import JournalError, JournalFullError
+from common.types import RolloutHeader
 from tests.broker_process import arrays_of
 from tests.builders import rollout_header
+from tests.fake_disk import FakeDisk
 from tests.unit.broker.ledger_driver import Driver
+
+FOLDER = Path("/run/broker/journal")
+SEGMENT_BYTES = 64 << 10
 
 
 def _journal(folder: Path, run_id: str = "run") -> Journal:
-    return Journal(folder / "broker" / "journal.sqlite", run_id)
+    return Journal(folder / "broker" / "journal", run_id, segment_bytes=SEGMENT_BYTES)
+
+
+def _on(disk: FakeDisk, **settings: object) -> Journal:
+    chosen = {"segment_bytes": SEGMENT_BYTES, "files": disk} | settings
+    return Journal(FOLDER, "run", **chosen)  # type: ignore[arg-type] # test settings
+
+
+COUNTED = Counted(what=Counter.DUPLICATE)
+"""The smallest event."""
+
+
+def _roomy_driver() -> Driver:
+    """A ledger that takes any number of groups."""
+    return Driver(groups_per_step=1000)
 
 
 def _driver() -> Driver:
@@ -34,6 +56,16 @@ def _driver() -> Driver:
 def _replayed(driver: Driver, journal: Journal) -> LedgerState:
     state, history = journal.load()
     return Ledger.replay(driver.rules, state, history).state
+
+
+def _payload(group_id: int, num_bytes: int = 3000) -> tuple[RolloutHeader, list[bytes]]:
+    tokens = num_bytes // 8
+    header = rollout_header(group_id=group_id, num_completion=tokens)
+    fill = Random(group_id).randbytes
+    return header, [fill(size) for size in header.frame_bytes()]
+
+
+# --- what survives --------------------------------------------------------------------------------
 
 
 def test_committed_events_rebuild_the_ledger_and_others_are_forgotten(tmp_path: Path) -> None:
@@ -73,6 +105,7 @@ def test_a_snapshot_replaces_the_events_and_leads_to_the_same_state(
     assert state is not None
     assert len(list(history)) == len(driver.history) - cut
     assert _replayed(driver, again) == driver.ledger.state
+    assert again.wants_snapshot, "events are counted across a restart"
     again.close()
 
 
@@ -81,28 +114,48 @@ def test_payloads_come_back_byte_for_byte_until_their_group_has_ended(tmp_path: 
     frames = arrays_of(header.rollout_id).frames()
     journal = _journal(tmp_path)
     journal.add_payload(header, frames)
+    assert journal.payload(header.rollout_id)[0] == header, "readable before it is written"
     journal.commit()
     journal.close()
     again = _journal(tmp_path)
     kept, arrays = again.payload(header.rollout_id)
     assert kept == header
     assert [bytes(frame) for frame in arrays] == [bytes(frame) for frame in frames]
+    assert list(again.payload_groups) == [3]
     again.drop_payloads([3])
     with pytest.raises(KeyError):
         again.payload(header.rollout_id)
+    again.commit()
     again.close()
+    last = _journal(tmp_path)
+    assert not last.payload_groups
+    last.close()
 
 
-def test_the_file_stays_bounded_while_groups_come_and_go(
+def test_a_payload_is_the_same_from_the_cache_from_the_file_and_before_it_is_written() -> None:
+    disk = FakeDisk()
+    journal = _on(disk, cache_bytes=7000)
+    for group in range(4):
+        journal.add_payload(*_payload(group))
+    staged = [journal.payload(_payload(group)[0].rollout_id) for group in range(4)]
+    journal.commit()
+    written = [journal.payload(_payload(group)[0].rollout_id) for group in range(4)]
+    for group in range(4):
+        header, frames = _payload(group)
+        for kept in (staged[group], written[group]):
+            assert kept[0] == header
+            assert [bytes(frame) for frame in kept[1]] == frames
+    journal.close()
+
+
+def test_the_files_stay_bounded_while_groups_come_and_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "SNAPSHOT_EVERY", 50)
     driver = Driver()
     journal = _journal(tmp_path)
-    sizes = []
-    for round_number in range(40):
-        header = rollout_header(group_id=round_number, num_completion=5)
-        journal.add_payload(header, [b"\0" * 12, b"\0" * 50_000, b"\0" * 50_000])
+    for round_number in range(60):
+        journal.add_payload(*_payload(round_number, 30_000))
         driver.step(round_number)
         driver.checkpoint(round_number + 1)
         journal.add_events(driver.history)
@@ -111,87 +164,172 @@ def test_the_file_stays_bounded_while_groups_come_and_go(
             journal.add_snapshot(driver.ledger.state)
         journal.drop_payloads([round_number])
         journal.commit()
-        sizes.append(journal.num_bytes)
-    assert sizes[-1] <= 2 * sizes[5]
+        on_disk = sum(file.stat().st_size for file in (tmp_path / "broker/journal").iterdir())
+        assert on_disk == journal.num_bytes
+    journal.commit()  # deletes what the last turn let go
+    assert journal.num_bytes <= 2 * journal.live_bytes + 3 * SEGMENT_BYTES
     journal.close()
 
 
-def _execute(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(statement)
-
-
-def _not_a_database(path: Path) -> None:
-    path.write_bytes(b"these are my notes\n" * 200)
-
-
-def _other_program(path: Path) -> None:
-    _execute(path, "CREATE TABLE recipes (name TEXT)")
-
-
-def _newer_format(path: Path) -> None:
-    Journal(path, "run").close()
-    _execute(path, "UPDATE meta SET value = 99 WHERE key = 'format'")
-
-
-def _other_run(path: Path) -> None:
-    Journal(path, "another").close()
-
-
-def _torn(path: Path) -> None:
-    journal = Journal(path, "run")
-    journal.add_events(_driver().history)
+def test_the_segments_that_old_events_hold_back_ask_for_a_snapshot() -> None:
+    """Fewer events than would ask for one by themselves, but they fill the disk."""
+    driver = Driver()
+    journal = _on(FakeDisk())
+    journal.add_events(driver.history)
     journal.commit()
+    for group in range(200):
+        journal.add_payload(*_payload(group))
+        journal.drop_payloads([group - 1])
+        journal.commit()
+        if journal.wants_snapshot:
+            journal.add_snapshot(driver.ledger.state)
+    assert journal.num_bytes <= 2 * journal.live_bytes + 4 * SEGMENT_BYTES
+    assert _replayed(driver, journal) == driver.ledger.state
     journal.close()
-    data = bytearray(path.read_bytes())
-    data[4096:] = b"\x5a" * (len(data) - 4096)
-    path.write_bytes(data)
+
+
+# --- promises -------------------------------------------------------------------------------------
+
+
+def _commit_payloads(journal: Journal, groups: range) -> None:
+    """One turn a payload."""
+    for group in groups:
+        journal.add_payload(*_payload(group))
+        journal.commit()
+
+
+def _sync_after_write(journal: Journal, disk: FakeDisk) -> int:
+    """Number of file operations that :meth:`Journal.sync` takes after one payload."""
+    journal.add_payload(*_payload(1))
+    journal.write()
+    before = disk.num_operations
+    journal.sync()
+    return disk.history[before:].count("fdatasync")
+
+
+def test_a_durable_acknowledgement_waits_for_the_disk_and_a_relaxed_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "RELAXED_WINDOW_S", 3600.0)
+    durable, relaxed = FakeDisk(), FakeDisk()
+    journals = [_on(durable), _on(relaxed, acks="relaxed")]
+    assert _sync_after_write(journals[0], durable) >= 1
+    assert _sync_after_write(journals[1], relaxed) == 0
+    for disk in (durable, relaxed):
+        disk.kill()
+        again = _on(disk)
+        assert list(again.payload_groups) == [1], "both survive kill -9"
+        again.close()
+
+
+def test_a_crash_takes_from_a_relaxed_journal_its_newest_turns_and_never_part_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "RELAXED_WINDOW_S", 3600.0)
+    kept = set()
+    for seed in range(60):
+        disk = FakeDisk()
+        journal = _on(disk, acks="relaxed")
+        driver = _roomy_driver()
+        journal.add_events(driver.history)
+        journal.commit()
+        journal._log.sync()
+        for _ in range(10):
+            done = len(driver.history)
+            group_id = driver.verified()
+            journal.add_payload(*_payload(group_id, 9000))
+            journal.add_events(driver.history[done:])
+            journal.commit()
+        disk.crash(Random(seed))
+        again = _on(disk)
+        state = _replayed(driver, again)
+        assert all(group in again.payload_groups for group in state.groups)
+        whole = Ledger.replay(driver.rules, None, driver.history[: _num_events(again)]).state
+        assert state == whole
+        kept.add(state.next_group_id)
+        again.close()
+    assert len(kept) > 2, "crashes came at different places"
+
+
+def _num_events(journal: Journal) -> int:
+    return len(list(journal.load()[1]))
+
+
+def test_a_relaxed_journal_is_synced_by_itself_within_its_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "RELAXED_WINDOW_S", 0.01)
+    disk = FakeDisk()
+    journal = _on(disk, acks="relaxed")
+    journal.add_payload(*_payload(1))
+    journal.commit()
+    while not journal._log._segments.durable:
+        pass  # ends by itself, or by the time limit of the test
+    disk.crash(Random(1))
+    again = _on(disk)
+    assert list(again.payload_groups) == [1]
+    again.close()
+
+
+def test_a_disk_that_fails_behind_a_relaxed_acknowledgement_stops_the_next_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "RELAXED_WINDOW_S", 0.01)
+    disk = FakeDisk()
+    journal = _on(disk, acks="relaxed")
+    disk.failing["fdatasync"] = errno.EIO
+    with pytest.raises(JournalError, match="Input/output error"):
+        _commit_payloads(journal, range(1 << 30))
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def _other_files(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("these are my notes")
+
+
+def _other_run(folder: Path) -> None:
+    Journal(folder, "another", segment_bytes=SEGMENT_BYTES).close()
+
+
+def _a_file(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.write_text("a file where a folder must be")
+
+
+def _older_journal(folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.with_name("journal.sqlite").write_bytes(b"SQLite format 3\0")
 
 
 @pytest.mark.parametrize(
     ("spoil", "cause"),
     [
-        (_not_a_database, "not a headrace journal"),
-        (_other_program, "another program's database"),
-        (_newer_format, "has format 99, this program writes 1"),
+        (_other_files, "is not a headrace journal, it holds 'notes.txt'"),
         (_other_run, "belongs to run 'another', not 'run'"),
-        (_torn, "damaged"),
+        (_a_file, "File exists"),
+        (_older_journal, "journal.sqlite: was written by an older headrace"),
     ],
 )
-def test_a_file_that_cannot_be_this_runs_journal_is_refused_and_left_alone(
-    tmp_path: Path, spoil: object, cause: str
+def test_what_cannot_be_this_runs_journal_is_refused_and_left_alone(
+    tmp_path: Path, spoil: Callable[[Path], None], cause: str
 ) -> None:
-    assert callable(spoil)
-    path = tmp_path / "journal.sqlite"
-    spoil(path)
-    before = path.read_bytes()
+    folder = tmp_path / "broker" / "journal"
+    spoil(folder)
+    before = _bytes_below(tmp_path)
     with pytest.raises(JournalError, match=cause) as refused:
-        Journal(path, "run")
-    assert str(path) in str(refused.value)
-    assert path.read_bytes() == before
-
-
-def test_an_event_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    journal = _journal(tmp_path)
-    journal.add_events(_driver().history)
-    journal.commit()
-    journal.close()
-    path = tmp_path / "broker" / "journal.sqlite"
-    _execute(path, "UPDATE events SET event = x'00' WHERE seq = 4")
-    again = _journal(tmp_path)
-    with pytest.raises(JournalError, match="damaged: event 4"):
-        list(again.load()[1])
-    again.close()
-
-
-def test_a_commit_waits_until_the_disk_has_it(tmp_path: Path) -> None:
-    journal = _journal(tmp_path)
-    settings = {
-        name: journal._connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("journal_mode", "synchronous")
+        Journal(folder, "run")
+    assert str(folder.parent) in str(refused.value)
+    assert "run.directory" in str(refused.value) or "path" in str(refused.value)
+    assert {p: b for p, b in _bytes_below(tmp_path).items() if p.name != "lock"} == {
+        p: b for p, b in before.items() if p.name != "lock"
     }
-    assert settings == {"journal_mode": "wal", "synchronous": 2}
-    journal.close()
+
+
+def _bytes_below(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_second_broker_is_locked_out_until_the_first_has_gone(tmp_path: Path) -> None:
@@ -202,27 +340,141 @@ def test_a_second_broker_is_locked_out_until_the_first_has_gone(tmp_path: Path) 
     _journal(tmp_path).close()
 
 
-def test_a_full_disk_keeps_what_was_committed_and_nothing_of_the_failed_turn(
-    tmp_path: Path,
-) -> None:
-    journal = _journal(tmp_path)
-    driver = _driver()
-    journal.add_events(driver.history)
+def test_a_damaged_payload_is_named_with_its_file_and_byte_when_it_is_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", "run", segment_bytes=SEGMENT_BYTES, cache_bytes=0)
+    header, frames = _payload(1)
+    journal.add_payload(header, frames)
     journal.commit()
-    pages = journal.num_bytes // 4096
-    journal._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
-    header = rollout_header()
-    with pytest.raises(JournalError, match="full .*nothing acknowledged is lost"):
-        journal.add_payload(header, [b"\0" * 1_000_000])
+    (segment,) = (tmp_path / "journal").glob("*01.log")
+    data = segment.read_bytes()
+    position = data.index(frames[1][:32])
+    with open(segment, "r+b") as file:
+        file.seek(position)
+        file.write(bytes([data[position] ^ 1]))
+    with pytest.raises(JournalError, match=r"segment-0000000001.log: damaged at byte 4096"):
+        journal.payload(header.rollout_id)
     journal.close()
-    again = _journal(tmp_path)
-    assert _replayed(driver, again) == driver.ledger.state
-    with pytest.raises(KeyError):
-        again.payload(header.rollout_id)
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_takes_no_payloads_but_control_records_and_recovers_by_itself() -> None:
+    disk = FakeDisk(capacity=3 * SEGMENT_BYTES)
+    journal = _on(disk)
+    groups = 0
+    while journal.accepts_payloads:
+        header, frames = _payload(groups, 9000)
+        if journal.has_room(sum(header.frame_bytes())):
+            journal.add_payload(header, frames)
+            groups += 1
+        journal.commit()
+    assert groups > 10
+    for group in range(groups):
+        journal.add_events([COUNTED])
+        journal.drop_payloads([group])
+        journal.commit()
+    while not journal.accepts_payloads:
+        journal.commit()
+    assert disk.used <= 3 * SEGMENT_BYTES
+    assert _num_events(journal) == groups
+    journal.close()
+
+
+def test_without_any_room_everything_stays_staged_and_is_written_in_order_later() -> None:
+    disk = FakeDisk(capacity=2 * SEGMENT_BYTES)
+    journal, state = _on(disk), LedgerState()
+    with pytest.raises(JournalFullError, match="nothing acknowledged is lost"):
+        _commit_events(journal)
+    journal.add_snapshot(state)
+    journal.add_events([COUNTED] * 7)
+    with pytest.raises(JournalFullError):
+        journal.commit()
+    assert _num_events(journal) in range(1000, 10_000, 1000), "whole turns were written"
+    disk.capacity = 4 * SEGMENT_BYTES
+    _until_written(journal)
+    journal.close()
+    again = _on(disk)
+    assert again.load()[0] == state
+    assert _num_events(again) == 7
     again.close()
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_with_its_cause(tmp_path: Path) -> None:
-    (tmp_path / "broker").write_text("a file where a folder must be")
-    with pytest.raises(JournalError, match="File exists"):
-        _journal(tmp_path)
+def _commit_events(journal: Journal) -> None:
+    """A thousand events a turn, without end."""
+    while True:
+        journal.add_events([COUNTED] * 1000)
+        journal.commit()
+
+
+def _until_written(journal: Journal) -> None:
+    """Try again as a server does; the journal looks for space from time to time."""
+    while True:
+        try:
+            journal.commit()
+            return
+        except JournalFullError:
+            continue
+
+
+def test_a_size_limit_of_the_journal_is_a_full_disk(tmp_path: Path) -> None:
+    journal = Journal(
+        tmp_path / "journal", "run", segment_bytes=SEGMENT_BYTES, max_bytes=3 * SEGMENT_BYTES
+    )
+    group = 0
+    while journal.accepts_payloads:
+        journal.add_payload(*_payload(group, 20_000))
+        journal.commit()
+        group += 1
+    assert journal.num_bytes <= 3 * SEGMENT_BYTES
+    journal.drop_payloads(range(group))
+    journal.commit()
+    while not journal.accepts_payloads:
+        journal.commit()
+    journal.close()
+
+
+def test_the_operating_systems_own_lack_of_space_is_the_same(tmp_path: Path) -> None:
+    class FullFiles(OsFiles):
+        is_full = False
+
+        def allocate(self, descriptor: int, size: int) -> None:
+            if self.is_full:
+                raise OSError(errno.EDQUOT, "Disk quota exceeded")
+            super().allocate(descriptor, size)
+
+    files = FullFiles()
+    journal = Journal(tmp_path / "journal", "run", segment_bytes=SEGMENT_BYTES, files=files)
+    files.is_full = True
+    group = 0
+    while journal.accepts_payloads:
+        journal.add_payload(*_payload(group, 20_000))
+        journal.commit()
+        group += 1
+    names = {path.name for path in (tmp_path / "journal").iterdir()}
+    assert not any(name.endswith(".new") for name in names), "no half-made file is left"
+    files.is_full = False
+    while not journal.accepts_payloads:
+        journal.commit()
+    journal.close()
+
+
+@pytest.mark.parametrize("operation", ["fdatasync", "pwritev", "fsync_directory", "rename"])
+def test_a_disk_that_fails_ends_the_journal_at_once_and_for_good(operation: str) -> None:
+    disk = FakeDisk()
+    journal = _on(disk)
+    journal.add_payload(*_payload(1))
+    journal.commit()
+    disk.failing[operation] = errno.EIO
+    with pytest.raises(JournalError, match="Input/output error .*nothing acknowledged is lost"):
+        _commit_payloads(journal, range(2, 40))
+    disk.failing.clear()
+    asked = disk.num_operations
+    with pytest.raises(JournalError, match="Input/output error"):
+        journal.commit()
+    journal.close()
+    assert disk.history[asked:] == [], "a disk that failed is not asked again"
+    disk.crash(Random(0))
+    again = _on(disk)
+    assert 1 in again.payload_groups
+    again.close()

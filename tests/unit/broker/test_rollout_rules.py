@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from broker import rollout_rules
-from broker.events import Counter
+from broker.events import DeadLettered, Counter
 from common.errors import RefusedError
 from common.messages import GroupCounts, Lease
 from common.types import EvictReason
-from tests.builders import prompt, version
+from tests.builders import version
 from tests.unit.broker.ledger_driver import Driver
 
 
@@ -25,7 +25,7 @@ def test_an_actor_of_another_incarnation_gets_no_prompt() -> None:
     driver.resume(0, incarnation=1, forked=True)
     assert driver.lease(version(0)) is None
     ours = version(0, incarnation=1)
-    before = rollout_rules.lease_prompt(driver.ledger, "actor-0", ours, prompt)
+    before = rollout_rules.lease_prompt(driver.ledger, "actor-0", ours, driver.source)
     assert before.outcome is None
     driver.announce(ours)
     assert driver.lease(version(0)) is None
@@ -34,7 +34,7 @@ def test_an_actor_of_another_incarnation_gets_no_prompt() -> None:
 
 def test_an_actor_that_claims_weights_which_were_never_announced_gets_no_prompt() -> None:
     driver = Driver()
-    claim = rollout_rules.lease_prompt(driver.ledger, "actor-0", version(50), prompt)
+    claim = rollout_rules.lease_prompt(driver.ledger, "actor-0", version(50), driver.source)
     assert claim.outcome is None
 
 
@@ -169,8 +169,10 @@ def test_errors_beyond_max_attempts_dead_letter_the_group_with_all_reasons() -> 
         release = rollout_rules.release_prompt(driver.ledger, lease.lease, error=f"e{number}")
         driver.do(release)
     assert driver.ledger.counts == GroupCounts(admitted=1, dead_lettered=1)
-    reason = str(getattr(driver.history[-1], "reason", ""))
-    assert all(f"e{number}" in reason for number in range(3))
+    (letter,) = (event for event in driver.history if isinstance(event, DeadLettered))
+    assert letter.errors == tuple(
+        f"index {index}, actor-0: e{number}" for number in range(3) for index in range(2)
+    )
 
 
 def test_vanished_owners_weigh_less_than_errors_but_not_nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -24,12 +23,16 @@ from common import messages
 from common.broker_socket import BrokerSocket, Incoming
 from common.clock import ManualClock
 from common.codec import Buffer, Decoded
-from common.errors import DecodeError, FatalError, JournalError
+from common.errors import DecodeError, FatalError, JournalError, JournalFullError
 from common.messages import AnyMessage, Reply
+from common.flow_control import FlowControl
 from common.metrics import Metrics
 from common.types import Role
 from tests.builders import version
-from tests.unit.broker.test_handlers import Prompts
+from tests.unit.broker.test_handlers import first_prompts
+
+
+POOL_BYTES = 1 << 20
 
 
 class Outbox:
@@ -37,8 +40,10 @@ class Outbox:
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, int, Reply]] = []
+        self.num_unroutable = 0
+        self.leaving_bytes = 0
 
-    async def send(
+    def send(
         self, peer: bytes, request_id: int, message: Reply, frames: Sequence[Buffer] = ()
     ) -> None:
         self.sent.append((peer, request_id, message))
@@ -50,6 +55,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.outbox = Outbox()
         self.clock = ManualClock()
+        self.disk_has_room = True
         self.journal = Journal(folder / "journal.sqlite", "run")
         rules = LedgerRules(group_size=1, groups_per_step=1, max_policy_lag=0)
         self.engine = Engine(Ledger(rules), LeaseTable(15.0), self.journal, 0.0)
@@ -61,17 +67,21 @@ class Bench:
             journal=self.journal,
             engine=self.engine,
             fleet=fleet,
-            handlers=Handlers(self.engine, fleet, Prompts(10), Identity("run", "n", 2.0, 15.0)),
+            handlers=Handlers(
+                self.engine, fleet, first_prompts(10), Identity("run", "n", 2.0, 15.0)
+            ),
             watchdog=Watchdog(roles, no_progress_s=40.0, max_absence_s=600.0, now_s=0.0),
             clock=self.clock,
             metrics=self.metrics,
             log=structlog.stdlib.get_logger(),
+            flow=FlowControl(POOL_BYTES, lambda: self.disk_has_room),
+            max_leaving_bytes=1000,
         )
 
     def turn(self, *incoming: Incoming) -> list[tuple[bytes, int, Reply]]:
         """Handle these requests; returns what was sent."""
         self.outbox.sent = []
-        asyncio.run(self.server.turn(incoming))
+        self.server.turn(incoming)
         return self.outbox.sent
 
     def register(self, role: Role = Role.ACTOR, name: str = "a", peer: bytes = b"a") -> None:
@@ -79,9 +89,12 @@ class Bench:
         ((_, _, reply),) = self.turn(_incoming(message, peer))
         assert isinstance(reply, messages.Registered)
 
-    def announce(self) -> None:
+    def announce(self, request_id: int = 1) -> list[tuple[bytes, int, Reply]]:
+        """Publish the first weights from a learner of its own; returns what was sent."""
+        self.register(Role.LEARNER, "publisher", b"publisher")
         publish = messages.PublishWeights(version=version(0), manifest_digest="d")
-        self.turn(Incoming(b"a", 1, Decoded(1, publish, [memoryview(b"m")])))
+        decoded = Decoded(request_id, publish, [memoryview(b"m")])
+        return self.turn(Incoming(b"publisher", request_id, decoded))
 
     def events_on_disk(self) -> int:
         return len(list(self.journal.load()[1]))
@@ -117,12 +130,12 @@ def test_a_malformed_message_is_refused_and_counted_and_others_are_served(bench:
     sent = bench.turn(
         Incoming(b"x", 3, DecodeError("header of 9 bytes")),
         _incoming(messages.Ack(), b"a", 4),
-        _incoming(messages.GetFleet(), b"a", 5),
+        _incoming(messages.GetStatus(), b"a", 5),
     )
     assert [(request_id, type(reply).__name__) for _, request_id, reply in sent] == [
         (3, "Refused"),
         (4, "Refused"),
-        (5, "Fleet"),
+        (5, "Status"),
     ]
     refused = bench.metrics.registry.get_sample_value(
         "headrace_requests_refused_total", {"code": "malformed"}
@@ -133,8 +146,7 @@ def test_a_malformed_message_is_refused_and_counted_and_others_are_served(bench:
 def test_a_held_request_is_answered_when_its_work_appears(bench: Bench) -> None:
     bench.register()
     assert bench.turn(_incoming(_lease(), request_id=9)) == []
-    publish = messages.PublishWeights(version=version(0), manifest_digest="d")
-    sent = bench.turn(Incoming(b"a", 10, Decoded(10, publish, [memoryview(b"m")])))
+    sent = bench.announce(request_id=10)
     assert [(request_id, type(reply).__name__) for _, request_id, reply in sent] == [
         (10, "Ack"),
         (9, "PromptLeases"),
@@ -155,11 +167,10 @@ def test_a_client_that_connects_anew_is_not_answered_on_its_old_connection(bench
     bench.register()
     bench.turn(_incoming(_lease(), request_id=9))
     bench.register(peer=b"b")
-    publish = messages.PublishWeights(version=version(0), manifest_digest="d")
-    sent = bench.turn(Incoming(b"b", 1, Decoded(1, publish, [memoryview(b"m")])))
+    sent = bench.announce()
     assert [request_id for _, request_id, _ in sent] == [1]
     assert bench.engine.ledger.counts.leased == 0
-    ((_, _, reply),) = bench.turn(_incoming(messages.GetFleet(), b"a"))
+    ((_, _, reply),) = bench.turn(_incoming(messages.GetStatus(), b"a"))
     assert _code(reply) == "unregistered"
 
 
@@ -168,17 +179,58 @@ def test_replies_leave_only_after_their_events_are_on_disk(
 ) -> None:
     bench.register()
     bench.announce()
-    before = bench.events_on_disk()
+    calls: list[str] = []
 
-    def full_disk() -> None:
-        raise JournalError("journal: database or disk is full")
+    def watch(name: str) -> None:
+        step = getattr(bench.journal, name)
 
-    monkeypatch.setattr(bench.journal, "commit", full_disk)
+        def watched() -> None:
+            calls.append(name)
+            step()
+
+        monkeypatch.setattr(bench.journal, name, watched)
+
+    watch("write")
+    watch("sync")
+    monkeypatch.setattr(bench.outbox, "send", lambda *_: calls.append("send"))
+    bench.turn(_incoming(_lease()))
+    assert calls == ["write", "sync", "send"]
+
+
+def test_nothing_leaves_after_a_sync_that_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.register()
+    bench.announce()
+
+    def broken_disk() -> None:
+        raise JournalError("journal: input/output error")
+
+    monkeypatch.setattr(bench.journal, "sync", broken_disk)
     with pytest.raises(JournalError):
         bench.turn(_incoming(_lease()))
     assert bench.outbox.sent == []
-    bench.journal._connection.rollback()
-    assert bench.events_on_disk() == before
+
+
+def test_while_the_disk_is_full_replies_wait_and_none_is_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.register()
+    bench.announce()
+
+    def full_disk() -> None:
+        raise JournalFullError("journal: no space left")
+
+    with monkeypatch.context() as while_full:
+        while_full.setattr(bench.journal, "write", full_disk)
+        assert bench.turn(_incoming(_lease(), request_id=4)) == []
+        assert bench.turn(_incoming(messages.GetStatus(), request_id=5)) == []
+    sent = bench.turn()
+    assert [(request_id, type(reply).__name__) for _, request_id, reply in sent] == [
+        (4, "PromptLeases"),
+        (5, "Status"),
+    ]
+    assert bench.events_on_disk() > 0
 
 
 def test_a_silent_client_loses_its_registration_and_its_leases(bench: Bench) -> None:
@@ -189,7 +241,7 @@ def test_a_silent_client_loses_its_registration_and_its_leases(bench: Bench) -> 
     bench.clock.advance(15.0)
     bench.turn()
     assert bench.engine.ledger.counts.leased == 0
-    ((_, _, reply),) = bench.turn(_incoming(messages.GetFleet()))
+    ((_, _, reply),) = bench.turn(_incoming(messages.GetStatus()))
     assert _code(reply) == "unregistered"
 
 

@@ -52,7 +52,7 @@ def test_a_resolved_config_reads_back_as_itself(good: Path, tmp_path: Path) -> N
 def test_relative_paths_are_taken_from_the_folder_of_the_file(good: Path, tmp_path: Path) -> None:
     config = load_config(good)
     assert config.model.path == str(tmp_path / "base")
-    assert run_paths(config).journal == tmp_path / "out" / "broker" / "journal.sqlite"
+    assert run_paths(config).journal == tmp_path / "out" / "broker" / "journal"
 
 
 def test_an_override_wins_over_the_file(good: Path) -> None:
@@ -113,7 +113,8 @@ def test_a_missing_section_names_the_key(good: Path) -> None:
         ("prompts.generator", "", "exactly one of file and generator"),
         ("run.id", "../etc", "run.id must be up to 64 letters"),
         ("broker.endpoint", "http://x", 'broker.endpoint must be "ipc" or "tcp://host:port"'),
-        ("broker.endpoint", "tcp://h:1", "neither encrypted nor authenticated"),
+        ("broker.endpoint", "tcp://h:1", "neither encrypted nor authenticated (make keys with"),
+        ("broker.endpoint", "tcp://127.0.0.1:1", "neither encrypted nor authenticated"),
         ("broker.dead_after_s", 1.0, "at least twice broker.heartbeat_s"),
         ("broker.metrics_port", 70000, "broker.metrics_port must be 0 to 65535"),
         ("actor.max_tokens", 4096, "actor.max_tokens must be below model.max_length"),

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from common.config_loader import load_config
+from common.keys_cli import make_keys
 from deploy.check_command import check, input_problems, read_num_parameters
 from deploy.derived_numbers import count_parameters, derived_numbers, format_bytes
 
@@ -82,6 +83,40 @@ def test_the_examples_are_valid_up_to_the_missing_files(name: str) -> None:
     assert all("no such" in line for line in result.stderr.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("", "local sockets in a directory that only this user can enter"),
+        (
+            '[broker]\nendpoint = "tcp://h:1"\n[security]\nkeys = "keys"\n',
+            "encrypted and authenticated by the CURVE keys in",
+        ),
+        (
+            '[broker]\nendpoint = "tcp://h:1"\nallow_plaintext_tcp = true\n',
+            "NOT PROTECTED, plaintext TCP",
+        ),
+    ],
+)
+def test_it_says_what_is_protected_and_what_is_not(
+    tmp_path: Path, settings: str, line: str
+) -> None:
+    file = write_run(tmp_path, tmp_path)
+    file.write_text(file.read_text() + settings)
+    result = CliRunner().invoke(check, [str(file)])
+    assert f"#   broker and payload stores: {line}" in result.stdout
+    assert "weights: NOT PROTECTED, a process group of torch.distributed" in result.stdout
+
+
+def test_keys_that_others_can_read_are_named(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys", [("broker", ""), ("actor", "")])
+    (tmp_path / "keys" / "actor.key_secret").chmod(0o644)
+    file = write_run(tmp_path, tmp_path)
+    file.write_text(file.read_text() + '[security]\nkeys = "keys"\n')
+    result = CliRunner().invoke(check, [str(file)])
+    assert result.exit_code == 1
+    assert "actor.key_secret has mode 0644: others can read it (chmod 600" in result.stderr
+
+
 def test_a_model_without_weights_is_named(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", {"a": [1]})
     (model / "model.safetensors").unlink()
@@ -124,3 +159,43 @@ def test_a_truncated_or_garbled_model_file_is_named_before_anything_starts(tmp_p
     assert len(problems) == 2
     assert "tokenizer.json is not valid JSON" in problems[0]
     assert "model.safetensors is not complete safetensors" in problems[1]
+
+
+def write_prompts(path: Path, size: int) -> None:
+    lines = (
+        json.dumps({"prompt_id": f"p{n}", "prompt": "x", "task": "arithmetic", "gold": 1})
+        for n in range(size)
+    )
+    path.write_text("\n".join(lines))
+
+
+def test_the_size_share_and_epochs_of_each_prompt_set_are_printed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, write_model(tmp_path / "model", {"a": [1]}))
+    write_prompts(tmp_path / "math.jsonl", 50)
+    sets = """
+        [[prompts.sets]]
+        name = "math"
+        file = "math.jsonl"
+        weight = 3.0
+        [[prompts.sets]]
+        name = "sums"
+        generator = "chain-addition"
+        """
+    run.write_text(run.read_text().replace('[prompts]\n        generator = "chain-addition"', sets))
+    result = CliRunner().invoke(check, [str(run)])
+    assert result.exit_code == 0, result.output
+    assert "prompt set math: 50 prompts, 0.75 of the draws, 15 epochs a run" in result.stdout
+    assert "prompt set sums: endless, 0.25 of the draws (chain-addition)" in result.stdout
+    assert "run out" not in result.stdout
+
+
+def test_prompts_that_run_out_before_the_run_ends_are_said_to(tmp_path: Path) -> None:
+    run = write_run(tmp_path, write_model(tmp_path / "model", {"a": [1]}))
+    write_prompts(tmp_path / "math.jsonl", 50)
+    text = run.read_text().replace(
+        'generator = "chain-addition"', 'file = "math.jsonl"\nepochs = 4'
+    )
+    run.write_text(text)
+    result = CliRunner().invoke(check, [str(run)])
+    assert result.exit_code == 0, result.output
+    assert "prompts run out: after 200 of 1,000" in result.stdout

@@ -76,3 +76,24 @@ def test_missing_or_broken_metrics_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps({"num_prompts": 3}))
     with pytest.raises(FatalError, match="cannot be read"):
         read_metrics(tmp_path)
+
+
+def test_an_evaluation_of_prompt_sets_takes_held_out_problems_of_each_generator(
+    tmp_path: Path,
+) -> None:
+    sets = """
+    [[prompts.sets]]
+    name = "sums"
+    generator = "chain-addition"
+    weight = 2.0
+    [[prompts.sets]]
+    name = "math"
+    file = "math.jsonl"
+    [learner]
+    dynamic_sampling = true
+    """
+    config = evaluation_config(write_run(tmp_path, sets))
+    sums, math = config.prompts.all_sets
+    assert (sums.split, sums.weight) == ("held-out", 2.0)
+    assert (math.split, math.file) == ("train", str(tmp_path / "math.jsonl"))
+    assert not config.learner.dynamic_sampling

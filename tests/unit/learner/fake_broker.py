@@ -74,6 +74,15 @@ def reward_of(group_id: int, index: int) -> float:
     return float((group_id + index) % 2)
 
 
+Masks = Callable[[int, int], tuple[tuple[int, ...], tuple[int, ...]]]
+"""(group_id, index) -> where the version spans of that rollout start, and which are masked."""
+
+
+def nothing_masked(group_id: int, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One span, trained."""
+    return (0,), ()
+
+
 @dataclass
 class FakeBroker:
     """Answers the learner's requests."""
@@ -86,6 +95,7 @@ class FakeBroker:
     lag: int = 0
     """Every group was sampled so many steps before it is pulled (never before step 0)."""
     reward: Callable[[int, int], float] = reward_of
+    masks: Masks = nothing_masked
     kill_at: int | None = None
     """The learner dies at this request (counted from 1), once."""
     kill_after_effect: bool = False
@@ -199,7 +209,12 @@ class FakeBroker:
         for index in range(self.group_size):
             rollout_id = RolloutId(group_id=group_id, index=index, attempt=1)
             header = self._header(rollout_id, self.sample(group_id, index))
-            rollouts.append(VerifiedRollout(rollout=header, verdict=self._verdict(rollout_id)))
+            _, masked = self.masks(group_id, index)
+            rollouts.append(
+                VerifiedRollout(
+                    rollout=header, verdict=self._verdict(rollout_id), masked_spans=masked
+                )
+            )
         prompt = Prompt(prompt_id=f"p{group_id}", text="1+2=", task="arithmetic")
         return VerifiedGroup(
             group_id=group_id, prompt=prompt, deadline_step=sampled_at, rollouts=tuple(rollouts)
@@ -212,7 +227,10 @@ class FakeBroker:
             num_completion_tokens=len(arrays.completion_token_ids),
             finish_reason=FinishReason.STOP,
             temperature=1.0,
-            version_spans=(VersionSpan(start=0, version=self._version_of(rollout_id)),),
+            version_spans=tuple(
+                VersionSpan(start=start, version=self._version_of(rollout_id))
+                for start in self.masks(rollout_id.group_id, rollout_id.index)[0]
+            ),
             actor="actor-0",
         )
 

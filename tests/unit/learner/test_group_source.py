@@ -44,7 +44,7 @@ def test_a_group_with_an_impossible_payload_is_quarantined_and_the_rest_trained(
     assert broker.evicted == {1: "quarantined"}
     placed = [item for batch in chunk.layout.ranks[0] for row in batch.rows for item in row]
     assert {item.group_id for item in placed} == {0}
-    assert len(chunk.completion_lengths) == GROUP_SIZE
+    assert len(chunk.trained_lengths) == GROUP_SIZE
 
 
 def test_a_chunk_fills_at_most_what_the_batch_lacks(tmp_path: Path) -> None:

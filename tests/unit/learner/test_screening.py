@@ -121,6 +121,41 @@ def test_the_lag_histogram_counts_tokens_by_span() -> None:
     assert lag_histogram([group], _screen()) == {0: 3, 1: 2, 2: 7}
 
 
+def _masked(item: VerifiedRollout, *spans: int) -> VerifiedRollout:
+    return msgspec.structs.replace(item, masked_spans=spans)
+
+
+def test_masked_tokens_have_no_lag_and_their_rewards_still_count() -> None:
+    old = version(0)
+    mixed = _sampled(0, (0, old), (2, version(5)), num_completion=6)
+    group = _group((mixed, _judged(1)), (_sampled(1, (0, old)), _judged(0)))
+    first, second = group.rollouts
+    masked = msgspec.structs.replace(group, rollouts=(_masked(first, 0), _masked(second, 0)))
+    assert _screen().reason_to_evict(masked) is None
+    assert _screen().group_lag(masked) == 0
+    (planned,) = _screen().plan(masked)
+    assert planned.num_trained_tokens == 4
+    assert planned.lag == 0
+    assert planned.advantage == pytest.approx(0.5 / np.sqrt(0.5), abs=1e-5)
+    assert lag_histogram([masked], _screen()) == {0: 4}
+
+
+def test_a_mask_that_misses_an_over_age_span_stops_the_run() -> None:
+    mixed = _sampled(0, (0, version(0)), (2, version(1)), (4, version(5)))
+    group = _group((mixed, _judged(1)))
+    (item,) = group.rollouts
+    missed = msgspec.structs.replace(group, rollouts=(_masked(item, 0),))
+    with pytest.raises(FatalError, match=r"weights 0\.1, lag 4 > 2"):
+        _screen().reason_to_evict(missed)
+
+
+def test_a_group_whose_tokens_are_all_masked_is_not_trained() -> None:
+    group = _group((_sampled(0, (0, version(0))), _judged(1)))
+    (item,) = group.rollouts
+    masked = msgspec.structs.replace(group, rollouts=(_masked(item, 0),))
+    assert _screen().reason_to_evict(masked) is EvictReason.ALL_MASKED
+
+
 @pytest.mark.parametrize(("token", "foreign"), [(18, False), (19, True)])
 def test_token_ids_outside_the_vocabulary_are_noticed(token: int, foreign: bool) -> None:
     ids = np.array([1, token], dtype=np.int32)

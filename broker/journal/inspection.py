@@ -1,0 +1,172 @@
+"""Reads a journal that nobody has open, without changing anything: to check it and to print it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from broker.events import AnyEvent
+from broker.journal.files import Files, OsFiles
+from broker.journal.index import Index
+from broker.journal.journal import unpack_snapshot, unpack_turn
+from broker.journal.payloads import unpack_header
+from broker.journal.records import KEY_BYTES, Kind, decode_drops
+from broker.journal.recovery import (
+    Contents,
+    check_identity,
+    index_record,
+    lock_directory,
+    open_contents,
+)
+from broker.journal.scan import DamagedError, Record, Scan
+from broker.ledger_state import LedgerState
+from common.errors import JournalError
+from common.types import RolloutHeader
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a sound journal holds."""
+
+    owner: str = ""
+    num_segments: int = 0
+    num_bytes: int = 0
+    live_bytes: int = 0
+    num_records: int = 0
+    last_sequence: int = 0
+    next_event: int = 0
+    num_events: int = 0
+    """Events in the files; those that a snapshot replaced may be gone from them."""
+    live_groups: int = 0
+    live_payloads: int = 0
+    end: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record, decoded; the fields that do not belong to its kind are empty."""
+
+    sequence: int
+    first_event: int = 0
+    events: list[AnyEvent] = field(default_factory=list)
+    dropped: tuple[int, ...] = ()
+    snapshot: LedgerState | None = None
+    payload: RolloutHeader | None = None
+    payload_bytes: int = 0
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[tuple[Files, Contents]]:
+    """The segments in ``directory``, opened for reading while no broker has them.
+
+    Raises :class:`JournalError` if there are none or a broker uses them.
+    """
+    files = OsFiles(read_only=True)
+    contents = open_contents(files, directory)
+    if not contents.segments:
+        raise JournalError(f"journal {directory}: holds no segments (name a broker/journal folder)")
+    lock = _lock(directory)
+    try:
+        yield files, contents
+    finally:
+        for segment in contents.segments:
+            files.close(segment.descriptor)
+        if lock is not None:
+            files.close(lock)
+
+
+def _lock(directory: Path) -> int | None:
+    """Keep brokers out; where nothing can be written, none can be there."""
+    try:
+        return lock_directory(OsFiles(), directory)
+    except JournalError:
+        if _is_writable(directory):
+            raise
+        return None
+
+
+def _is_writable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK)
+
+
+def check(directory: Path) -> Totals:
+    """Verify every byte that counts; raises :class:`DamagedError` with file and offset."""
+    with opened(directory) as (files, contents):
+        totals = Totals()
+        scan, index = _scan(files, contents), Index()
+        for record in scan:
+            index_record(index, record)
+            _count(totals, _entry(scan, record))
+        scan.check()
+        totals.owner = contents.headers[0].owner
+        totals.num_segments = len(contents.segments)
+        totals.num_bytes = sum(segment.size for segment in contents.segments)
+        totals.last_sequence = scan.next_sequence - 1
+        totals.live_bytes = index.live_bytes
+        totals.live_groups = len(index.groups)
+        totals.live_payloads = sum(map(len, index.groups.values()))
+        totals.end = _end(scan)
+        return totals
+
+
+def entries(directory: Path) -> Iterator[Entry]:
+    """Every record in order; raises :class:`DamagedError` where no more can be read."""
+    with opened(directory) as (files, contents):
+        scan = _scan(files, contents)
+        for record in scan:
+            yield _entry(scan, record)
+        scan.check()
+
+
+def _scan(files: Files, contents: Contents) -> Scan:
+    check_identity(contents, contents.segments[0].path.parent, None)
+    return Scan(files, contents.segments, contents.headers[0].salt)
+
+
+def _count(totals: Totals, entry: Entry) -> None:
+    totals.num_records += 1
+    totals.num_events += len(entry.events)
+    if entry.events:
+        totals.next_event = entry.first_event + len(entry.events)
+    elif entry.snapshot is not None:
+        totals.next_event = entry.first_event
+
+
+def _end(scan: Scan) -> str:
+    if scan.stop is None:
+        return "closed"
+    position = scan.stop.position
+    later = range(position + 1, len(scan.segments))
+    if all(scan.is_blank(each) for each in (position, *later)):
+        return "not closed: its broker was killed"
+    path = scan.segments[position].path
+    return f"not closed: the next start cuts a torn tail at byte {scan.stop.offset} of {path}"
+
+
+def _entry(scan: Scan, record: Record) -> Entry:
+    try:
+        return decode(record)
+    except (msgspec.DecodeError, ValueError) as error:
+        path = next(each.path for each in scan.segments if each.number == record.segment)
+        raise DamagedError(path, record.offset, f"cannot be read: {error}") from None
+
+
+def decode(record: Record) -> Entry:
+    """What a record of the broker's journal says; raises ``msgspec.DecodeError``."""
+    sequence, body = record.header.sequence, record.body
+    if record.header.kind == Kind.PUT:
+        contents = body[KEY_BYTES:]
+        return Entry(sequence, payload=unpack_header(contents), payload_bytes=len(contents))
+    dropped, start = decode_drops(body)
+    if record.header.kind == Kind.CHECKPOINT:
+        number, state = unpack_snapshot(body[start:])
+        return Entry(sequence, number, dropped=dropped, snapshot=state)
+    if start == len(body):
+        return Entry(sequence, dropped=dropped)
+    first, events = unpack_turn(body[start:])
+    return Entry(sequence, first, events, dropped)

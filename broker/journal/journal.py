@@ -1,0 +1,277 @@
+"""The broker's journal: events, rollout payloads and snapshots of the ledger, in one log.
+
+The events of a turn of the server are one record, each payload is one. :meth:`Journal.write` puts
+them into the files: they survive kill -9 of any process. :meth:`Journal.sync` keeps the promise of
+``acks``:
+
+- ``durable``: it returns once the disk has everything written before, so that it survives a crash
+  of the operating system, too;
+- ``relaxed``: it returns at once. A thread syncs every :data:`RELAXED_WINDOW_S`; a crash of the
+  operating system loses the newest turns written in that time and during the sync that it cut
+  short, but never part of a turn, never an older turn, and never the order.
+
+Payloads live until their group has ended and events until the next snapshot, so the files are
+bounded by the live groups.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from broker.events import AnyEvent
+from broker.journal.files import Files, OsFiles
+from broker.journal.log import Log
+from broker.journal.payloads import PayloadCache, key_of, pack_payload, unpack_payload
+from broker.journal.syncer import Syncer
+from broker.ledger_state import LedgerState
+from common.codec import Buffer
+from common.errors import JournalError
+from common.types import RolloutHeader, RolloutId
+
+SNAPSHOT_EVERY = 20_000
+"""Events between snapshots: a restart replays about so many."""
+SEGMENT_BYTES = 64 << 20
+CACHE_BYTES = 64 << 20
+RELAXED_WINDOW_S = 1.0
+LEFTOVER_NAME = "journal.sqlite"
+
+Acks = Literal["durable", "relaxed"]
+
+_TURN = struct.Struct("<QI")
+"""Before the events of a turn: number of the first, how many."""
+_COUNT = struct.Struct("<Q")
+"""Before a snapshot: events that led to it."""
+
+_events_decoder = msgspec.msgpack.Decoder(list[AnyEvent])
+_state_decoder = msgspec.msgpack.Decoder(LedgerState)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Journal:
+    """One open journal; only one process can have it open."""
+
+    def __init__(
+        self,
+        directory: Path,
+        run_id: str,
+        *,
+        acks: Acks = "durable",
+        segment_bytes: int = SEGMENT_BYTES,
+        max_bytes: int = 0,
+        cache_bytes: int = CACHE_BYTES,
+        files: Files | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open or create the journal in ``directory``; ``max_bytes`` 0: only the disk bounds it.
+
+        Raises :class:`JournalError` with file, cause and cure.
+        """
+        refuse_leftover(directory)
+        self._log = Log(
+            directory,
+            run_id,
+            segment_bytes=segment_bytes,
+            max_bytes=max_bytes,
+            files=files or OsFiles(),
+            clock=clock,
+        )
+        self._events: list[AnyEvent] = []
+        self._cache = PayloadCache(cache_bytes)
+        self._directory = directory
+        self._snapshot_bytes = len(self._log.checkpointed() or b"")
+        self._next_event, self._num_since_snapshot = self._count_events()
+        self._syncer = Syncer(self._log, RELAXED_WINDOW_S) if acks == "relaxed" else None
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def load(self) -> tuple[LedgerState | None, Iterator[AnyEvent]]:
+        """The last snapshot and the events after it."""
+        body = self._log.checkpointed()
+        if body is None:
+            return None, self._load_events(0)
+        try:
+            number, state = unpack_snapshot(body)
+        except msgspec.DecodeError as error:
+            raise self._unreadable(f"the snapshot: {error}") from None
+        return state, self._load_events(number)
+
+    def payload(self, rollout_id: RolloutId) -> tuple[RolloutHeader, list[memoryview]]:
+        """Header and the three frames of one rollout; raises ``KeyError`` if there is none."""
+        key = key_of(rollout_id)
+        cached = self._cache.get(key)
+        return unpack_payload(self._log.get(key)) if cached is None else cached
+
+    @property
+    def payload_groups(self) -> KeysView[int]:
+        """Groups that payloads are kept for."""
+        return self._log.groups
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return self._log.num_bytes
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that are needed: payloads of live groups, the last snapshot, events after it."""
+        return self._log.live_bytes
+
+    # --- staging ----------------------------------------------------------------------------------
+
+    @property
+    def accepts_payloads(self) -> bool:
+        """False while the disk is full: grant no credit; it turns true again by itself."""
+        return self._log.room > 0
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether one more payload of ``num_bytes`` is sure to be written, whatever the disk does.
+
+        A payload that is added without asking may hold up the turn that it belongs to, and with it
+        the deletions that would make room.
+        """
+        return self._log.has_room(num_bytes)
+
+    def add_payload(self, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
+        """Keep the arrays of one rollout."""
+        key = key_of(header.rollout_id)
+        self._log.put(key, pack_payload(header, frames))
+        self._cache.add(key, header, frames)
+
+    def drop_payloads(self, group_ids: Iterable[int]) -> None:
+        """Forget the arrays of groups that have ended; lasting once the events of the turn are."""
+        group_ids = list(group_ids)
+        self._log.drop(group_ids)
+        self._cache.drop(group_ids)
+
+    def add_events(self, events: Sequence[AnyEvent]) -> None:
+        """Append events to this turn."""
+        self._events.extend(events)
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether enough events have gathered, or they keep old segments from being deleted."""
+        is_due = self._num_since_snapshot + len(self._events) >= SNAPSHOT_EVERY
+        fits = self._log.turn_room >= 2 * self._snapshot_bytes
+        return fits and (is_due or self._log.wants_checkpoint)
+
+    def add_snapshot(self, state: LedgerState) -> None:
+        """Replace all events by the state that they lead to."""
+        self._stage_events()
+        encoded = pack_snapshot(self._next_event, state)
+        self._log.checkpoint(encoded)
+        self._snapshot_bytes = len(encoded)
+        self._num_since_snapshot = 0
+
+    # --- keeping ----------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Write all that is staged into the files: it survives the end of this process.
+
+        Raises :class:`JournalFullError` when there is no room: everything stays staged, in order,
+        and the next call tries again. Raises :class:`JournalError` when the disk fails.
+        """
+        if self._syncer is not None:
+            self._syncer.check()
+        self._stage_events()
+        self._log.write()
+
+    def sync(self) -> None:
+        """Return when all that was written before the call is as safe as ``acks`` promises.
+
+        May be called from another thread while this one stages and writes the next turn. Raises
+        :class:`JournalError` when the disk fails; the process must end then.
+        """
+        if self._syncer is None:
+            self._log.sync()
+        else:
+            self._syncer.look()
+
+    def commit(self) -> None:
+        """:meth:`write`, :meth:`sync` and :meth:`maintain`, for callers with one thread."""
+        self.write()
+        self.sync()
+        self.maintain()
+
+    def maintain(self) -> bool:
+        """Do a bounded piece of upkeep, after :meth:`write`; returns whether more is left.
+
+        Call it every turn: it makes spare segments, lets old ones go and copies what is live in
+        them.
+        """
+        return self._log.maintain()
+
+    def close(self) -> None:
+        """Drop what was not written, seal the journal and release it."""
+        if self._syncer is not None:
+            self._syncer.stop()
+        self._log.close()
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _stage_events(self) -> None:
+        if self._events:
+            number = len(self._events)
+            head = _TURN.pack(self._next_event, number)
+            self._log.append(head + _encoder.encode(self._events))
+            self._next_event += number
+            self._num_since_snapshot += number
+            self._events = []
+
+    def _count_events(self) -> tuple[int, int]:
+        """Number of the next event, and of those since the last snapshot."""
+        snapshot, turn = self._log.checkpointed(), self._log.last_turn()
+        start = 0 if snapshot is None else int(_COUNT.unpack_from(snapshot)[0])
+        if turn is None:
+            return start, 0
+        first, number = _TURN.unpack_from(turn)
+        return first + number, first + number - start
+
+    def _load_events(self, expected: int) -> Iterator[AnyEvent]:
+        for turn in self._log.turns():
+            try:
+                first, events = unpack_turn(turn)
+            except msgspec.DecodeError as error:
+                raise self._unreadable(f"the events from {expected} on: {error}") from None
+            if first != expected:
+                raise self._unreadable(f"event {first} where event {expected} belongs")
+            yield from events
+            expected += len(events)
+
+    def _unreadable(self, what: str) -> JournalError:
+        return JournalError(
+            f"journal {self._directory}: cannot be read: {what} "
+            "(use the headrace version that wrote it)"
+        )
+
+
+def unpack_turn(turn: Buffer) -> tuple[int, list[AnyEvent]]:
+    """Number of the first event of a turn, and its events; raises ``msgspec.DecodeError``."""
+    first, _ = _TURN.unpack_from(turn)
+    return first, _events_decoder.decode(memoryview(turn)[_TURN.size :])
+
+
+def pack_snapshot(number: int, state: LedgerState) -> bytes:
+    """A snapshot that ``number`` events led to."""
+    return _COUNT.pack(number) + _encoder.encode(state)
+
+
+def unpack_snapshot(snapshot: Buffer) -> tuple[int, LedgerState]:
+    """Number of events that led to a snapshot, and it; raises ``msgspec.DecodeError``."""
+    (number,) = _COUNT.unpack_from(snapshot)
+    return number, _state_decoder.decode(memoryview(snapshot)[_COUNT.size :])
+
+
+def refuse_leftover(directory: Path) -> None:
+    """Refuse the journal of an older headrace beside ``directory``."""
+    leftover = directory.parent / LEFTOVER_NAME
+    if leftover.is_file():
+        raise JournalError(
+            f"journal {leftover}: was written by an older headrace "
+            "(finish that run with it, or use another run.directory)"
+        )

@@ -1,0 +1,100 @@
+"""Rollout payloads as records of a log, and a small cache of the newest ones."""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from broker.journal.records import Key
+from common.codec import Buffer
+from common.types import RolloutHeader, RolloutId
+
+Payload = tuple[RolloutHeader, list[memoryview]]
+"""Header and three frames."""
+
+_HEADER_BYTES = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RolloutHeader)
+
+
+def key_of(rollout_id: RolloutId) -> Key:
+    """Under which key a rollout is kept: it is dropped with its group."""
+    return rollout_id.group_id, rollout_id.index, rollout_id.attempt
+
+
+def pack_payload(header: RolloutHeader, frames: Sequence[Buffer]) -> list[Buffer]:
+    """Contents of the record of a payload; the frames are not copied."""
+    encoded = _encoder.encode(header)
+    return [_HEADER_BYTES.pack(len(encoded)), encoded, *frames]
+
+
+def unpack_payload(contents: memoryview) -> Payload:
+    """What :func:`pack_payload` packed, without a copy."""
+    header = unpack_header(contents)
+    (start,) = _HEADER_BYTES.unpack_from(contents)
+    start += _HEADER_BYTES.size
+    frames = []
+    for size in header.frame_bytes():
+        frames.append(contents[start : start + size])
+        start += size
+    return header, frames
+
+
+def unpack_header(contents: memoryview) -> RolloutHeader:
+    """The header alone."""
+    (size,) = _HEADER_BYTES.unpack_from(contents)
+    return _decoder.decode(contents[_HEADER_BYTES.size : _HEADER_BYTES.size + size])
+
+
+class PayloadCache:
+    """The newest payloads as the frames that arrived, up to a number of bytes.
+
+    A verifier reads a rollout soon after it was written, and the learner soon after that.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._payloads: OrderedDict[Key, Payload] = OrderedDict()
+        self._keys: dict[int, dict[Key, None]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all frames in the cache."""
+        return self._num_bytes
+
+    def get(self, key: Key) -> Payload | None:
+        """The payload of ``key``, if it is still here."""
+        return self._payloads.get(key)
+
+    def add(self, key: Key, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
+        """Keep a payload; the oldest ones leave to make room."""
+        self._remove(key)
+        views = [memoryview(frame).cast("B") for frame in frames]
+        self._payloads[key] = header, views
+        self._keys.setdefault(key[0], {})[key] = None
+        self._num_bytes += _size(views)
+        while self._num_bytes > self._max_bytes:
+            self._remove(next(iter(self._payloads)))
+
+    def drop(self, groups: Iterable[int]) -> None:
+        """Forget the payloads of these groups."""
+        for group in groups:
+            for key in list(self._keys.get(group, ())):
+                self._remove(key)
+
+    def _remove(self, key: Key) -> None:
+        payload = self._payloads.pop(key, None)
+        if payload is not None:
+            self._num_bytes -= _size(payload[1])
+            keys = self._keys[key[0]]
+            del keys[key]
+            if not keys:
+                del self._keys[key[0]]
+
+
+def _size(frames: Sequence[memoryview]) -> int:
+    return sum(frame.nbytes for frame in frames)

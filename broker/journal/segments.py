@@ -1,0 +1,330 @@
+"""The segment files of one open log: appending, syncing, one spare in reserve, deleting.
+
+Segments are numbered from 1 without gaps. Records go to the *active* one, the last. Behind it lies
+a *spare*: allocated in full and durable before its first record is written, so that a full disk is
+met when the next spare cannot be made and never in the middle of a record.
+
+Two threads may work here at once. One appends, reads, makes spares and releases segments; another
+calls :meth:`Segments.sync`, which waits for the disk and then deletes what is released. What both
+touch is under one lock, which is never held while the disk works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from broker.journal.files import FULL_ERRORS, Files
+from broker.journal.records import SEAL_BYTES
+from broker.journal.segment_file import (
+    Identity,
+    Segment,
+    disk_error,
+    make_segment,
+    segment_path,
+    write_fully,
+)
+from common.codec import Buffer
+from common.errors import JournalError
+
+
+class Segments:
+    """The files of an open log."""
+
+    def __init__(
+        self,
+        files: Files,
+        identity: Identity,
+        chain: Sequence[Segment],
+        spare: Segment | None,
+        *,
+        max_bytes: int = 0,
+    ) -> None:
+        """``chain`` is what recovery found, oldest first; the last one takes the next record."""
+        self._files = files
+        self._identity = identity
+        self._max_bytes = max_bytes
+        self._chain = {segment.number: segment for segment in chain}
+        self.active = chain[-1]
+        self.spare = spare
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+        self._spare_lock = threading.Lock()
+        self._unsynced: dict[Segment, None] = {}
+        self._released: list[tuple[int, Segment]] = []
+        self._sealed: list[tuple[int, Segment]] = []
+        self._names_changed = False
+        self._failure: JournalError | None = None
+        self._written = self._durable = self._released_bytes = 0
+        self._num_bytes = sum(each.size for each in [*chain, *([spare] if spare else [])])
+
+    # --- what a caller may know -------------------------------------------------------------------
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are."""
+        return self._identity.directory
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files, the spare and those that wait for deletion included."""
+        return self._num_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """The same without those that wait for deletion."""
+        return self._num_bytes - self._released_bytes
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the disk refused something, so that nothing more may be written."""
+        return self._failure is not None
+
+    @property
+    def durable(self) -> int:
+        """Last sequence that is known to survive a crash of the system."""
+        return self._durable
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the segments with records, oldest first."""
+        return list(self._chain)
+
+    def size_of(self, number: int) -> int:
+        """Bytes of one segment with records."""
+        return self._chain[number].size
+
+    def start_at(self, sequence: int) -> None:
+        """Everything up to ``sequence`` was found and synced by recovery."""
+        self._written = self._durable = sequence
+
+    def check(self) -> None:
+        """Raise the error that ended this log, if one did."""
+        if self._failure is not None:
+            raise self._failure
+
+    # --- appending --------------------------------------------------------------------------------
+
+    def append(self, buffers: Sequence[Buffer], num_bytes: int, sequence: int) -> tuple[int, int]:
+        """Write records that fit into the active segment; returns its number and their offset.
+
+        ``sequence`` is that of the last of them. Raises ``OSError`` with one of ``FULL_ERRORS``, as
+        some file systems do even for allocated space; nothing counts as written then.
+        """
+        segment, offset = self.active, self.active.tail
+        self._write(segment, buffers, num_bytes, offset)
+        with self._lock:
+            self._unsynced[segment] = None
+            segment.tail = offset + num_bytes
+            self._written = max(self._written, sequence)
+        return segment.number, offset
+
+    def _write(
+        self, segment: Segment, buffers: Sequence[Buffer], num_bytes: int, offset: int
+    ) -> None:
+        try:
+            write_fully(self._files, segment.descriptor, buffers, num_bytes, offset)
+        except OSError as error:
+            if error.errno in FULL_ERRORS:
+                raise
+            raise self.fail(segment.path, error) from None
+
+    def advance(self, seal: Sequence[Buffer], sequence: int, need_bytes: int) -> bool:
+        """Seal the active segment and go on in the spare; False while there is none to go on in.
+
+        ``sequence`` is that of the next record: once it is durable, so is the seal before it.
+        The new active segment has room for ``need_bytes``: the spare grows for a record that is
+        larger than a segment.
+        """
+        spare = self.spare
+        if spare is None or not self.grow_spare(need_bytes):
+            return False
+        self.finish_spare()
+        sealed = self.active
+        self.append(seal, SEAL_BYTES, sequence - 1)
+        with self._lock:
+            self._sealed.append((sequence, sealed))
+            self.spare = None
+            self._chain[spare.number] = self.active = spare
+        return True
+
+    def grow_spare(self, need_bytes: int) -> bool:
+        """Have room for ``need_bytes`` in the spare; False without one or if the disk is full."""
+        spare = self.spare
+        if spare is None:
+            return False
+        more = need_bytes - spare.room
+        if more <= 0:
+            return True
+        if self._max_bytes and self._num_bytes + more > self._max_bytes:
+            return False
+        try:
+            self._files.allocate(spare.descriptor, spare.size + more)
+        except OSError as error:
+            if error.errno in FULL_ERRORS:
+                return False
+            raise self.fail(spare.path, error) from None
+        with self._lock:
+            spare.size += more
+            self._num_bytes += more
+        return True
+
+    # --- the spare --------------------------------------------------------------------------------
+
+    def make_spare(self) -> bool:
+        """Have a spare; False if disk or ``max_bytes`` have no room for one."""
+        if self.spare is not None:
+            return True
+        if self._max_bytes and self._num_bytes + self._identity.segment_bytes > self._max_bytes:
+            return False
+        number = self.active.number + 1
+        try:
+            spare = make_segment(self._files, self._identity, number)
+        except OSError as error:
+            if error.errno in FULL_ERRORS:
+                return False
+            raise self.fail(self.path_of(number), error) from None
+        with self._lock:
+            self.spare = spare
+            self._num_bytes += spare.size
+        return True
+
+    @property
+    def has_unfinished_spare(self) -> bool:
+        """Whether there is a spare that is not durable yet."""
+        spare = self.spare
+        return spare is not None and not spare.is_durable
+
+    def finish_spare(self) -> None:
+        """Make the spare durable, if there is one."""
+        with self._spare_lock:
+            spare = self.spare
+            if spare is not None and not spare.is_durable:
+                try:
+                    spare.finish(self._files)
+                except OSError as error:
+                    raise self.fail(spare.path, error) from None
+
+    # --- the disk ---------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Return when everything appended before the call survives a crash of the system.
+
+        Deletes segments that were released by then and trims sealed ones. Raises
+        :class:`JournalError` when the disk fails; it is never asked a second time, because the
+        system drops what it could not write and then reports success.
+        """
+        with self._sync_lock:
+            with self._lock:
+                self.check()
+                target = self._written
+                unsynced, self._unsynced = list(self._unsynced), {}
+                names_changed, self._names_changed = self._names_changed, False
+            for segment in unsynced:
+                self._fdatasync(segment)
+            self.finish_spare()
+            if names_changed:
+                self._fsync_directory()
+            with self._lock:
+                self._durable = max(self._durable, target)
+            self._trim()
+            self._delete()
+
+    def _fdatasync(self, segment: Segment) -> None:
+        try:
+            self._files.fdatasync(segment.descriptor)
+        except OSError as error:
+            raise self.fail(segment.path, error) from None
+
+    def _fsync_directory(self) -> None:
+        try:
+            self._files.fsync_directory(self.directory)
+        except OSError as error:
+            raise self.fail(self.directory, error) from None
+
+    def _trim(self) -> None:
+        """Give back what is empty behind a durable seal."""
+        for segment in self._take_due(self._sealed):
+            try:
+                self._files.truncate(segment.descriptor, segment.tail)
+            except OSError as error:
+                raise self.fail(segment.path, error) from None
+            with self._lock:
+                gained = segment.size - segment.tail
+                self._num_bytes -= gained
+                segment.size = segment.tail
+                if segment.number not in self._chain:
+                    self._released_bytes -= gained
+
+    def release(self, numbers: Sequence[int], sequence: int) -> None:
+        """Delete these segments, the oldest ones, once ``sequence`` is durable."""
+        with self._lock:
+            released = [self._chain.pop(number) for number in numbers]
+            self._released.extend((sequence, segment) for segment in released)
+            self._released_bytes += sum(segment.size for segment in released)
+
+    def _delete(self) -> None:
+        for segment in self._take_due(self._released):
+            try:
+                self._files.unlink(segment.path)
+                self._files.close(segment.descriptor)
+            except OSError as error:
+                raise self.fail(segment.path, error) from None
+            with self._lock:
+                self._num_bytes -= segment.size
+                self._released_bytes -= segment.size
+                self._names_changed = True
+
+    def _take_due(self, waiting: list[tuple[int, Segment]]) -> list[Segment]:
+        with self._lock:
+            due = [segment for sequence, segment in waiting if sequence <= self._durable]
+            waiting[:] = [item for item in waiting if item[0] > self._durable]
+        return due
+
+    # --- reading and closing ----------------------------------------------------------------------
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """Bytes of a segment with records; fewer at its end."""
+        segment = self._chain[number]
+        try:
+            return self._files.pread(segment.descriptor, size, offset)
+        except OSError as error:
+            raise self.fail(segment.path, error) from None
+
+    def path_of(self, number: int) -> Path:
+        """File of a segment."""
+        return segment_path(self.directory, number)
+
+    def seal(self, seal: Sequence[Buffer]) -> None:
+        """End the active segment for good; everything before is durable already.
+
+        A log without its seal is sound, so a disk that is full even for allocated space is no
+        reason to fail.
+        """
+        segment = self.active
+        with contextlib.suppress(OSError):
+            self.append(seal, SEAL_BYTES, self._written)
+            self._fdatasync(segment)
+            self._files.truncate(segment.descriptor, segment.tail)
+
+    def drop_spare(self) -> None:
+        """Delete the spare: a closed log keeps no space that it does not use."""
+        if self.spare is not None:
+            spare, self.spare = self.spare, None
+            self._files.close(spare.descriptor)
+            with contextlib.suppress(OSError):  # the next start finds and uses it
+                self._files.unlink(spare.path)
+
+    def close(self) -> None:
+        """Close all files."""
+        released = [segment for _, segment in self._released]
+        spare = [] if self.spare is None else [self.spare]
+        for segment in [*self._chain.values(), *released, *spare]:
+            self._files.close(segment.descriptor)
+
+    def fail(self, path: Path, error: OSError) -> JournalError:
+        """Remember that this log has ended, and why."""
+        self._failure = disk_error(path, error)
+        return self._failure

@@ -1,0 +1,111 @@
+"""``headrace journal``: check, print or repair the journal of a broker that does not run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from broker.journal.inspection import Entry
+
+_DIRECTORY = click.argument(
+    "directory", metavar="DIRECTORY", type=click.Path(file_okay=False, path_type=Path)
+)
+
+
+@click.group("journal")
+def journal() -> None:
+    """Check, print or repair a journal; DIRECTORY is broker/journal in a run directory."""
+
+
+@journal.command("check")
+@_DIRECTORY
+def check(directory: Path) -> None:
+    """Verify every record; a damaged journal is named with file and byte, and the exit code is 1."""
+    from broker.journal.inspection import check as check_journal
+
+    totals = check_journal(directory)
+    lines = {
+        "run": totals.owner,
+        "segments": f"{totals.num_segments}, {totals.num_bytes} bytes",
+        "records": f"{totals.num_records}, the last has sequence {totals.last_sequence}",
+        "events": f"{totals.num_events}, the next is event {totals.next_event}",
+        "live": f"{totals.live_groups} groups with {totals.live_payloads} payloads, "
+        f"{totals.live_bytes} bytes with the ledger",
+        "end": totals.end,
+    }
+    click.echo(f"{directory}: sound")
+    for name, text in lines.items():
+        click.echo(f"  {name:9} {text}")
+
+
+@journal.command("dump")
+@_DIRECTORY
+@click.option("--since", type=click.IntRange(min=0), default=0, help="First event to print.")
+def dump(directory: Path, since: int) -> None:
+    """Print events, payload headers and drops as JSON Lines, in the order they were written."""
+    from broker.journal.inspection import entries
+
+    next_event = 0
+    for entry in entries(directory):
+        next_event = max(next_event, entry.first_event + len(entry.events))
+        if next_event >= since:
+            for line in _lines(entry, since):
+                sys.stdout.buffer.write(_json(line) + b"\n")
+
+
+@journal.command("salvage")
+@_DIRECTORY
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the copy goes.")
+def salvage(directory: Path, out: Path) -> None:
+    """Copy what is sound to another directory and list what is lost; DIRECTORY stays as it is."""
+    from broker.journal.salvage import salvage as salvage_journal
+
+    rescue = salvage_journal(directory, out)
+    click.echo(
+        f"{out}: {rescue.num_groups} live groups with {rescue.num_payloads} payloads, "
+        f"the ledger after {rescue.next_event} events"
+    )
+    for loss in rescue.losses:
+        click.echo(f"  lost: {loss}")
+    if not rescue.losses:
+        click.echo("  nothing is lost")
+    click.echo(f"to go on with it, move {directory} away and {out} into its place")
+
+
+def _lines(entry: Entry, since: int) -> list[dict[str, Any]]:
+    """What a record says, one mapping a line."""
+    lines: list[dict[str, Any]] = []
+    if entry.payload is not None:
+        header = _named(entry.payload)
+        lines.append({"payload": header, "bytes": entry.payload_bytes})
+    if entry.snapshot is not None:
+        lines.append({"snapshot": entry.first_event, "groups": sorted(entry.snapshot.groups)})
+    for number, event in enumerate(entry.events, entry.first_event):
+        if number >= since:
+            lines.append({"event": number, "type": type(event).__name__, **_named(event)})
+    if entry.dropped:
+        lines.append({"dropped": list(entry.dropped)})
+    return [{"record": entry.sequence, **line} for line in lines]
+
+
+def _named(value: Any) -> Any:
+    """Records as mappings by field name; on disk they are arrays."""
+    import msgspec
+
+    if isinstance(value, msgspec.Struct):
+        return {name: _named(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list | tuple):
+        return [_named(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    return value
+
+
+def _json(line: dict[str, Any]) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(line)

@@ -1,0 +1,1 @@
+"""Prompts: sequences with cursors, their mixture, and the state that the ledger keeps of them."""

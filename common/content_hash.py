@@ -1,0 +1,23 @@
+"""What tells a resent rollout from another one under the same id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import xxhash
+
+from common.codec import Buffer, pack
+from common.types import RolloutHeader
+
+
+def content_hash(header: RolloutHeader, frames: Sequence[Buffer]) -> str:
+    """Hash of a rollout, its arrays included, wherever those are kept.
+
+    The same rollout may be sent to another store when the first does not answer, so the name of the
+    store is no part of it.
+    """
+    digest = xxhash.xxh3_128(pack(msgspec.structs.replace(header, store="")))
+    for frame in frames:
+        digest.update(frame)
+    return digest.hexdigest()

@@ -1,0 +1,365 @@
+"""The processes that move rollouts for benchmark B1.
+
+``python -m deploy.bench.bulk KIND ARGUMENTS`` reads one JSON line with its orders on standard input
+and answers with one line. Producers and consumers are plain loops over blocking sockets on both
+sides of the comparison, so that what stands between them is what is measured. A consumer tells the
+producer of each rollout that it has arrived, and a producer has at most ``WINDOW`` of them on the
+way: that is the part of the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import zmq
+
+from common.codec import Buffer, Decoded, decode, encode
+from common.errors import FatalError
+from common.lifecycle import die_with_parent
+from common.messages import (
+    EvictGroups,
+    FetchRollouts,
+    LeasePrompts,
+    LeaseRollouts,
+    PromptLeases,
+    PutRollouts,
+    Refused,
+    Registered,
+    RolloutLeases,
+    Rollouts,
+    SubmitRollout,
+)
+from common.sockets import set_common_options
+from common.types import (
+    EvictReason,
+    FinishReason,
+    Role,
+    RolloutHeader,
+    RolloutId,
+    VersionSpan,
+    WeightVersion,
+)
+from deploy.bench.raw_client import RawClient
+
+ROLLOUT_BYTES = 256 << 10
+PROMPT_TOKENS = 512
+WINDOW = 64
+"""Rollouts of one producer that have not arrived."""
+PUT_ROLLOUTS = 8
+FETCHES_IN_FLIGHT = 3
+HIGH_WATER_MARK = 32
+"""Messages that a queue of the baseline holds."""
+IDLE_MS = 1000
+PATIENCE_MS = 60_000
+_COMPLETION_TOKENS = (ROLLOUT_BYTES // 4 - PROMPT_TOKENS) // 2
+_VERSION = WeightVersion(incarnation=0, policy_step=0)
+_IDS_PER_PRODUCER = 1_000_000
+_CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+Orders = dict[str, Any]
+
+
+def header_of(group_id: int, attempt: int = 1) -> RolloutHeader:
+    """A rollout of :data:`ROLLOUT_BYTES`."""
+    return RolloutHeader(
+        rollout_id=RolloutId(group_id=group_id, index=0, attempt=attempt),
+        num_prompt_tokens=PROMPT_TOKENS,
+        num_completion_tokens=_COMPLETION_TOKENS,
+        finish_reason=FinishReason.STOP,
+        temperature=1.0,
+        version_spans=(VersionSpan(start=0, version=_VERSION),),
+        actor="load",
+    )
+
+
+def arrays() -> list[bytearray]:
+    """The three frames of a rollout."""
+    return [bytearray(size) for size in header_of(0).frame_bytes()]
+
+
+def socket_of(kind: int, *, connect: Sequence[str] = (), bind: str = "") -> zmq.Socket[bytes]:
+    """A socket with the options of every side of the comparison."""
+    socket = _CONTEXT.socket(kind)
+    set_common_options(socket)
+    socket.setsockopt(zmq.LINGER, PATIENCE_MS)
+    socket.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
+    socket.setsockopt(zmq.SNDTIMEO, PATIENCE_MS)
+    if kind in (zmq.PUSH, zmq.PULL):
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    for endpoint in connect:
+        socket.connect(endpoint)
+    if bind:
+        socket.bind(bind)
+    return socket
+
+
+# --- the baseline ---------------------------------------------------------------------------------
+
+
+def proxy(front: str, back: str) -> None:
+    """Forward until killed, all of it in C."""
+    frontend, backend = socket_of(zmq.PULL, bind=front), socket_of(zmq.PUSH, bind=back)
+    for socket in (frontend, backend):
+        socket.setsockopt(zmq.RCVTIMEO, -1)
+        socket.setsockopt(zmq.SNDTIMEO, -1)
+    _ready()
+    zmq.proxy(frontend, backend)
+
+
+def push(endpoint: str, bind: str = "") -> Orders:
+    """Send ``number`` messages of the frames that a rollout has."""
+    socket = socket_of(zmq.PUSH, connect=() if bind else (endpoint,), bind=endpoint if bind else "")
+    parts = [bytes(part) for part in encode(PutRollouts(rollouts=(header_of(0),)), 1, arrays())]
+    for _ in range(_ready()["number"]):
+        socket.send_multipart(parts, copy=False)
+    socket.close()
+    _CONTEXT.term()
+    return {}
+
+
+def pull(*endpoints: str) -> Orders:
+    """Receive until nothing comes any more."""
+    socket = socket_of(zmq.PULL, connect=endpoints)
+    _ready()
+    number, end_s = 0, 0.0
+    while socket.poll(IDLE_MS if number else PATIENCE_MS):
+        socket.recv_multipart(copy=False)
+        number, end_s = number + 1, time.monotonic()
+    return {"number": number, "end_s": end_s}
+
+
+# --- through a store ------------------------------------------------------------------------------
+
+
+def put(endpoint: str, number_of_producer: str, notes: str, arrived: str) -> Orders:
+    """Put ``number`` rollouts, tell a consumer of those that were acknowledged."""
+    store, note = _connected(endpoint), socket_of(zmq.PUSH, connect=(notes,))
+    done = socket_of(zmq.PULL, bind=arrived)
+    frames = arrays() * PUT_ROLLOUTS
+    first = int(number_of_producer) * _IDS_PER_PRODUCER
+    number = _ready()["number"]
+    waiting: deque[list[int]] = deque()
+    sent = acknowledged = under_way = 0
+    while acknowledged < number:
+        if sent < number and under_way + PUT_ROLLOUTS <= WINDOW:
+            ids = list(range(first + sent, first + min(sent + PUT_ROLLOUTS, number)))
+            message = PutRollouts(rollouts=tuple(header_of(item) for item in ids))
+            store.send_multipart(encode(message, 1, frames[: 3 * len(ids)]), copy=False)
+            waiting.append(ids)
+            sent, under_way = sent + len(ids), under_way + len(ids)
+            continue
+        for ready, _ in _poll(store, done):
+            if ready is store:
+                _refuse_refusal(decode(store.recv_multipart()))
+                ids = waiting.popleft()
+                acknowledged += len(ids)
+                note.send_json(ids)
+            else:
+                under_way -= int(done.recv())
+    note.send_json([])
+    note.close()
+    return {}
+
+
+def fetch(endpoint: str, notes: str, *arrived: str) -> Orders:
+    """Fetch what producers tell of until each has said that it is done."""
+    store, note = _connected(endpoint), socket_of(zmq.PULL, bind=notes)
+    back = [socket_of(zmq.PUSH, connect=(address,)) for address in arrived]
+    producers = _ready()["producers"]
+    left, number, end_s = len(producers), 0, 0.0
+    known: deque[list[int]] = deque()
+    num_asked = 0
+    while left or known or num_asked:
+        while known and num_asked < FETCHES_IN_FLIGHT:
+            _ask(store, known.popleft())
+            num_asked += 1
+        for ready, _ in _poll(store, note):
+            if ready is note:
+                ids = json.loads(note.recv())
+                if ids:
+                    known.append(ids)
+                else:
+                    left -= 1
+                continue
+            decoded = _decode_frames(store)
+            num_asked -= 1
+            if not isinstance(decoded.message, Rollouts):
+                raise FatalError(f"the store answered {decoded.message}")
+            got = decoded.message.rollouts
+            number, end_s = number + len(got), time.monotonic()
+            owner = got[0].rollout_id.group_id // _IDS_PER_PRODUCER
+            back[producers.index(owner)].send_string(str(len(got)))
+    return {"number": number, "end_s": end_s}
+
+
+# --- directly from the producer -------------------------------------------------------------------
+
+
+def keep(endpoint: str, number_of_producer: str) -> None:
+    """The payload server of an actor: ``number`` rollouts in its memory, served until killed."""
+    import uvloop
+
+    uvloop.run(_serve_from_memory(endpoint, int(number_of_producer)))
+
+
+async def _serve_from_memory(endpoint: str, number_of_producer: int) -> None:
+    from common.broker_socket import BrokerSocket
+    from common.metrics import Metrics
+    from common.payloads.backing import MemoryBacking
+    from common.payloads.service import PayloadServer, PayloadService
+
+    backing, frames = MemoryBacking(), [memoryview(frame) for frame in arrays()]
+    identity = Registered(run_id="bench", broker_nonce="b", heartbeat_s=1.0, lease_s=1.0)
+    socket = BrokerSocket.bind(endpoint)
+    server = PayloadServer(socket, PayloadService(backing, identity), Metrics())
+    first = number_of_producer * _IDS_PER_PRODUCER
+    for group_id in range(first, first + _ready()["number"]):
+        backing.add(header_of(group_id), frames)
+    await server.serve()
+
+
+def fetch_directly(*arguments: str) -> Orders:
+    """Fetch every rollout of these producers: ``NUMBER,ENDPOINT`` each, some requests ahead."""
+    servers = [argument.split(",", 1) for argument in arguments]
+    sockets = [_connected(endpoint) for _, endpoint in servers]
+    share = _ready()["ranges"]
+    left = {
+        socket: deque(int(number) * _IDS_PER_PRODUCER + item for item in range(share[0], share[1]))
+        for (number, _), socket in zip(servers, sockets, strict=True)
+    }
+    for socket in sockets:
+        for _ in range(2):
+            _ask_next(socket, left[socket])
+    number, end_s, wanted = 0, 0.0, len(servers) * (share[1] - share[0])
+    while number < wanted:
+        for socket, _ in _poll(*sockets):
+            decoded = _decode_frames(socket)
+            if not isinstance(decoded.message, Rollouts):
+                raise FatalError(f"the producer answered {decoded.message}")
+            number, end_s = number + len(decoded.message.rollouts), time.monotonic()
+            _ask_next(socket, left[socket])
+    return {"number": number, "end_s": end_s}
+
+
+def _ask_next(socket: zmq.Socket[bytes], left: deque[int]) -> None:
+    ids = [left.popleft() for _ in range(min(PUT_ROLLOUTS, len(left)))]
+    if ids:
+        _ask(socket, ids)
+
+
+# --- through the broker ---------------------------------------------------------------------------
+
+
+def submit(endpoint: str, name: str) -> Orders:
+    """Lease prompts and submit ``number`` rollouts with their arrays."""
+    client = RawClient(_CONTEXT, endpoint)
+    client.register(Role.ACTOR, name)
+    frames = arrays()
+    number = _ready()["number"]
+    sent = 0
+    while sent < number:
+        room = min(WINDOW, number - sent)
+        leases = client.request(LeasePrompts(serving=_VERSION, max_groups=room, wait_s=10.0))
+        if not isinstance(leases, PromptLeases):
+            raise FatalError(f"the broker answered LeasePrompts with {type(leases).__name__}")
+        for item in leases.leases:
+            header = header_of(item.lease.group_id, item.lease.attempt)
+            parts = encode(SubmitRollout(rollout=header), 1, frames)
+            client.socket.send_multipart(parts, copy=False)
+        unanswered = len(leases.leases)
+        while unanswered:
+            unanswered -= client.receive_acks()
+        sent += len(leases.leases)
+    return {}
+
+
+def lease(endpoint: str, name: str) -> Orders:
+    """Lease rollouts with their arrays, and end their groups, until none is left."""
+    verifier, consumer = RawClient(_CONTEXT, endpoint), RawClient(_CONTEXT, endpoint)
+    verifier.register(Role.VERIFIER, name)
+    consumer.register(Role.COLLECTOR, f"{name}-end")
+    _ready()
+    number, end_s, ended = 0, 0.0, tuple[int, ...]()
+    wait_s = 30.0
+    while True:
+        message = LeaseRollouts(max_rollouts=PUT_ROLLOUTS, wait_s=wait_s)
+        verifier.socket.send_multipart(encode(message, 1))
+        if ended:
+            consumer.request(EvictGroups(group_ids=ended, reason=EvictReason.RUN_END))
+        decoded = _decode_frames(verifier.socket)
+        if not isinstance(decoded.message, RolloutLeases):
+            raise FatalError(f"the broker answered {decoded.message}")
+        leases = decoded.message.leases
+        if not leases:
+            return {"number": number, "end_s": end_s}
+        number, end_s, wait_s = number + len(leases), time.monotonic(), IDLE_MS / 1000
+        ended = tuple(item.rollout.rollout_id.group_id for item in leases)
+
+
+# --- common ---------------------------------------------------------------------------------------
+
+
+def _connected(endpoint: str) -> zmq.Socket[bytes]:
+    return socket_of(zmq.DEALER, connect=(endpoint,))
+
+
+def _ask(socket: zmq.Socket[bytes], group_ids: Sequence[int]) -> None:
+    wanted = tuple(header_of(group_id).rollout_id for group_id in group_ids)
+    socket.send_multipart(encode(FetchRollouts(rollout_ids=wanted), 1))
+
+
+def _decode_frames(socket: zmq.Socket[bytes]) -> Decoded:
+    parts: list[Buffer] = [frame.buffer for frame in socket.recv_multipart(copy=False)]
+    return _refuse_refusal(decode(parts))
+
+
+def _refuse_refusal(decoded: Decoded) -> Decoded:
+    if isinstance(decoded.message, Refused):
+        raise FatalError(f"{decoded.message.code}: {decoded.message.reason}")
+    return decoded
+
+
+def _poll(*sockets: zmq.Socket[bytes]) -> Iterator[tuple[zmq.Socket[bytes], int]]:
+    poller = zmq.Poller()
+    for socket in sockets:
+        poller.register(socket, zmq.POLLIN)
+    ready = poller.poll(PATIENCE_MS)
+    if not ready:
+        raise FatalError("nothing came for a minute")
+    yield from ready
+
+
+def _ready() -> Orders:
+    """Say so and wait for orders."""
+    print(json.dumps({}), flush=True)
+    orders: Orders = json.loads(sys.stdin.readline())
+    return orders
+
+
+_KINDS: dict[str, Callable[..., Orders | None]] = {
+    "proxy": proxy,
+    "push": push,
+    "pull": pull,
+    "put": put,
+    "fetch": fetch,
+    "keep": keep,
+    "fetch-directly": fetch_directly,
+    "submit": submit,
+    "lease": lease,
+}
+
+
+def main() -> None:
+    """Be one of the kinds."""
+    die_with_parent()
+    print(json.dumps(_KINDS[sys.argv[1]](*sys.argv[2:])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""The processes that load a broker, or its baseline, for a benchmark.
+
+``python -m deploy.bench.load KIND ARGUMENTS`` obeys lines of JSON on standard input, one command a
+line, and answers each with one line. Times are of the machine's monotonic clock, so that those of
+several processes compare.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import zmq
+
+from common.lifecycle import die_with_parent
+from common.messages import (
+    CommitStep,
+    Groups,
+    LeasePrompts,
+    LeaseRollouts,
+    PromptLeases,
+    PullGroups,
+    RolloutLeases,
+    SubmitRollout,
+    SubmitVerdict,
+)
+from common.sockets import set_common_options
+from common.types import (
+    FinishReason,
+    Role,
+    RolloutHeader,
+    RolloutId,
+    Verdict,
+    VerdictStatus,
+    VersionSpan,
+    WeightVersion,
+)
+from deploy.bench.raw_client import RawClient
+
+MESSAGE_BYTES = 512
+WINDOW = 2048
+"""Messages that a source has under way; half of what a client may have."""
+
+_PRELUDE_BYTES = 16
+_VERSION = WeightVersion(incarnation=0, policy_step=0)
+_NUM_TOKENS = 4
+_ARRAYS = (bytes(4 * _NUM_TOKENS),) * 3
+
+
+class VerdictSource:
+    """An actor and a verifier in one: prepares rollouts, then fires their verdicts."""
+
+    def __init__(self, endpoint: str, name: str) -> None:
+        context = zmq.Context()
+        self._actor = RawClient(context, endpoint)
+        self._actor.register(Role.ACTOR, f"{name}-actor")
+        self._verifier = RawClient(context, endpoint)
+        self._verifier.register(Role.VERIFIER, f"{name}-verifier")
+        self._ready: list[list[bytes]] = []
+
+    def prepare(self, number: int) -> dict[str, Any]:
+        """Lease, sample and lease again ``number`` rollouts; their verdicts lie ready."""
+        num_messages = 0
+        while len(self._ready) < number:
+            lease = LeasePrompts(serving=_VERSION, max_groups=64, wait_s=10.0)
+            prompts = self._actor.request(lease)
+            if not isinstance(prompts, PromptLeases):
+                raise TypeError(type(prompts).__name__)
+            rollouts = [
+                (
+                    SubmitRollout(rollout=_rollout(item.lease.group_id, index, item.lease.attempt)),
+                    _ARRAYS,
+                )
+                for item in prompts.leases
+                for index in item.lease.indices
+            ]
+            self._actor.request_all(rollouts)
+            num_messages += 2 + len(rollouts)
+            leased = self._verifier.request(LeaseRollouts(max_rollouts=len(rollouts), wait_s=10.0))
+            if not isinstance(leased, RolloutLeases):
+                raise TypeError(type(leased).__name__)
+            for item in leased.leases:
+                self._ready.append(self._verdict(item.rollout.rollout_id, item.verify_attempt))
+        return {"ready": len(self._ready), "messages": num_messages}
+
+    def _verdict(self, rollout_id: RolloutId, attempt: int) -> list[bytes]:
+        """A verdict of :data:`MESSAGE_BYTES` bytes."""
+        padding = MESSAGE_BYTES - _PRELUDE_BYTES
+        for _ in range(2):
+            parts = self._verifier.encode(
+                SubmitVerdict(
+                    rollout_id=rollout_id,
+                    verify_attempt=attempt,
+                    verdict=Verdict(
+                        status=VerdictStatus.GRADED, reward=1.0, reason="x" * max(padding, 0)
+                    ),
+                )
+            )
+            padding += MESSAGE_BYTES - sum(map(len, parts))
+        return parts
+
+    def fire(self, number: int) -> dict[str, Any]:
+        """Send ``number`` verdicts as fast as their acknowledgements come back."""
+        ready, self._ready = self._ready[:number], self._ready[number:]
+        send, receive = self._verifier.socket.send, self._verifier.receive_acks
+        start_s = time.monotonic()
+        under_way = 0
+        for prelude, header in ready:
+            while under_way >= WINDOW:
+                under_way -= receive()
+            send(prelude, zmq.SNDMORE)
+            send(header)
+            under_way += 1
+        while under_way:
+            under_way -= receive()
+        return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
+
+    def pace(self, number: int, per_second: float) -> dict[str, Any]:
+        """Send ``number`` verdicts evenly spaced, whether or not answers come."""
+        ready, self._ready = self._ready[:number], self._ready[number:]
+        socket = self._verifier.socket
+        start_s = time.monotonic()
+        under_way = 0
+        for turn, parts in enumerate(ready):
+            while (left_s := start_s + turn / per_second - time.monotonic()) > 0:
+                if socket.poll(int(left_s * 1000)):
+                    under_way -= self._verifier.receive_acks()
+                elif left_s < 0.001:
+                    time.sleep(left_s)
+            socket.send_multipart(parts)
+            under_way += 1
+        while under_way:
+            under_way -= self._verifier.receive_acks()
+        return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
+
+    def probe(self, number: int, pause_s: float) -> dict[str, Any]:
+        """Seconds from sending one verdict to its acknowledgement, one after the other."""
+        ready, self._ready = self._ready[:number], self._ready[number:]
+        return {"seconds": _round_trips(self._verifier.socket, ready, pause_s)}
+
+
+class Collector:
+    """Takes verified groups and commits them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._client = RawClient(zmq.Context(), endpoint)
+        self._client.register(Role.COLLECTOR, "collector")
+
+    def drain(self, number: int) -> dict[str, Any]:
+        """Pull and commit groups until ``number`` are done."""
+        num_messages = 0
+        while number > 0:
+            groups = self._client.request(PullGroups(policy_step=0, max_groups=256, wait_s=10.0))
+            if not isinstance(groups, Groups):
+                raise TypeError(type(groups).__name__)
+            group_ids = tuple(group.group_id for group in groups.groups)
+            commit = CommitStep(incarnation=0, policy_step=0, group_ids=group_ids)
+            self._client.request(commit)
+            number -= len(group_ids)
+            num_messages += 2
+        return {"messages": num_messages}
+
+
+class Source:
+    """Sends messages of the benchmark's size as fast as its socket takes them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = _socket(zmq.DEALER)
+        self._socket.connect(endpoint)
+        self._parts = [bytes(_PRELUDE_BYTES), bytes(MESSAGE_BYTES - _PRELUDE_BYTES)]
+
+    def fire(self, number: int) -> dict[str, Any]:
+        """Send ``number`` messages."""
+        send = self._socket.send
+        prelude, header = self._parts
+        start_s = time.monotonic()
+        for _ in range(number):
+            send(prelude, zmq.SNDMORE)
+            send(header)
+        return {"start_s": start_s}
+
+    def probe(self, number: int, pause_s: float) -> dict[str, Any]:
+        """Seconds from sending one message to its echo, one after the other."""
+        return {"seconds": _round_trips(self._socket, [self._parts] * number, pause_s)}
+
+
+class Sink:
+    """Receives what a proxy forwards."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = _socket(zmq.DEALER)
+        self._socket.connect(endpoint)
+
+    def count(self, number: int) -> dict[str, Any]:
+        """Receive ``number`` messages."""
+        receive = self._socket.recv
+        for _ in range(3 * number):  # routing id, prelude, header
+            receive()
+        return {"end_s": time.monotonic()}
+
+
+class Proxy:
+    """``zmq.proxy``: the fastest that libzmq forwards."""
+
+    def __init__(self, front: str, back: str) -> None:
+        self._front, self._back = _socket(zmq.ROUTER), _socket(zmq.DEALER)
+        self._front.bind(front)
+        self._back.bind(back)
+
+    def run(self) -> dict[str, Any]:
+        """Forward until killed."""
+        zmq.proxy(self._front, self._back)
+        return {}
+
+
+class Echo:
+    """A ROUTER that sends everything back."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = _socket(zmq.ROUTER)
+        self._socket.bind(endpoint)
+
+    def run(self) -> dict[str, Any]:
+        """Echo until killed."""
+        while True:
+            self._socket.send_multipart(self._socket.recv_multipart())
+
+
+_CONTEXT: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+_KINDS: dict[str, Callable[..., object]] = {
+    "verdicts": VerdictSource,
+    "collector": Collector,
+    "source": Source,
+    "sink": Sink,
+    "proxy": Proxy,
+    "echo": Echo,
+}
+
+
+def _socket(kind: int) -> zmq.Socket[bytes]:
+    socket = _CONTEXT.socket(kind)
+    set_common_options(socket)
+    return socket
+
+
+def _round_trips(
+    socket: zmq.Socket[bytes], messages: list[list[bytes]], pause_s: float
+) -> list[float]:
+    seconds = []
+    for parts in messages:
+        start_s = time.perf_counter()
+        socket.send_multipart(parts)
+        socket.recv_multipart()
+        seconds.append(time.perf_counter() - start_s)
+        time.sleep(pause_s)
+    return seconds
+
+
+def _rollout(group_id: int, index: int, attempt: int) -> RolloutHeader:
+    return RolloutHeader(
+        rollout_id=RolloutId(group_id=group_id, index=index, attempt=attempt),
+        num_prompt_tokens=_NUM_TOKENS,
+        num_completion_tokens=_NUM_TOKENS,
+        finish_reason=FinishReason.STOP,
+        temperature=1.0,
+        version_spans=(VersionSpan(start=0, version=_VERSION),),
+        actor="load",
+    )
+
+
+def _commands() -> Iterator[dict[str, Any]]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def main() -> None:
+    """Be one of the kinds until standard input ends."""
+    die_with_parent()
+    worker = _KINDS[sys.argv[1]](*sys.argv[2:])
+    print(json.dumps({}), flush=True)
+    for command in _commands():
+        method = getattr(worker, command.pop("do"))
+        print(json.dumps(method(**command)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Campaigns against a real broker: kill it again and again, then ask whether it kept its word."""

@@ -1,0 +1,254 @@
+"""Crashes and failures of the disk at every operation: what was acknowledged is there, in order.
+
+The oracle knows what the log must hold after each of its records. A log that was opened again must
+hold exactly what it held after some record, and that record is not before the last acknowledged.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from random import Random
+
+import pytest
+
+from broker.journal import log as log_module
+from broker.journal.log import Log
+from common.errors import JournalError, JournalFullError
+from tests.fake_disk import Fail, FakeDisk, Fault, Kill, Killed, Short
+from tests.journal_workload import SEGMENT_BYTES, Contents, Workload, contents_of, open_log
+
+TURNS = 40
+
+
+class Life:
+    """A log on a fake disk, opened again and again; each opening is checked."""
+
+    def __init__(self, seed: int, *, capacity: int | None = None) -> None:
+        self.random = Random(seed)
+        self.disk = FakeDisk(capacity=capacity)
+        self.work: Workload | None = None
+        self.num_deaths = 0
+
+    def live(self, at: int = 0, fault: Fault | None = None, *, turns: int = TURNS) -> None:
+        """Open, check, work and close, or die of a fault at the operation of that number."""
+        if fault is not None:
+            self.disk.faults[self.disk.num_operations + at] = fault
+        try:
+            log = open_log(self.disk)
+            self._check(log)
+            self.work = Workload(self.random, log, self._contents())
+            for _ in range(turns):
+                self.work.turn()
+            assert self.work.is_stalled or contents_of(log) == self.work.now
+            log.close()
+        except Killed:
+            self.num_deaths += 1
+
+    def crash(self) -> None:
+        """kill -9 of the process, or the end of the system, with what it had not synced."""
+        if self.random.random() < 0.3:
+            self.disk.kill()
+        else:
+            self.disk.crash(self.random)
+
+    def _contents(self) -> Contents:
+        return self.work.at(self.work.log.last_sequence) if self.work else Contents()
+
+    def _check(self, log: Log) -> None:
+        if self.work is None:
+            return
+        assert log.last_sequence >= self.work.acknowledged, "an acknowledged record is gone"
+        assert contents_of(log) == self.work.at(log.last_sequence)
+        self.work.log = log
+
+
+def _seeds(number: int) -> Iterable[int]:
+    return range(number)
+
+
+def test_what_was_acknowledged_survives_any_number_of_crashes_at_any_operation() -> None:
+    deaths = 0
+    for seed in _seeds(120):
+        capacity = Random(seed).choice((None, None, 6, 9))
+        life = Life(seed, capacity=capacity and capacity * SEGMENT_BYTES)
+        for _ in range(4):
+            at = life.random.randint(1, 250)
+            life.live(at, Kill(life.random.random()))
+            life.crash()
+        life.live()
+        deaths += life.num_deaths
+    assert deaths > 200
+
+
+@pytest.mark.slow
+def test_a_crash_at_every_single_operation_of_one_life_and_of_its_recovery() -> None:
+    """Killed at operation n, then at operation m of the recovery, then opened in peace."""
+    reference = Life(11)
+    reference.live(turns=25)
+    num_operations = reference.disk.num_operations
+    assert {"create", "rename", "unlink", "truncate"} <= set(reference.disk.history)
+    for at in range(1, num_operations + 1):
+        for second in (0, 1, 2, 3, 5, 8):
+            life = Life(11)
+            life.live(at, Kill(0.5), turns=25)
+            life.random = Random(1000 * at + second)
+            life.crash()
+            if second:
+                life.live(second, Kill(0.5), turns=2)
+                life.crash()
+            life.live(turns=3)
+
+
+def test_the_disk_is_bounded_by_the_live_bytes_for_any_lifetimes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice the live bytes and three segments, once the upkeep that is due is done."""
+    monkeypatch.setattr(log_module, "COPY_BYTES", 20_000)
+    compared = 0
+    for seed in _seeds(25):
+        disk = FakeDisk()
+        log = open_log(disk)
+        work = Workload(Random(seed), log)
+        for _ in range(150):
+            work.turn()
+            _settle(work)
+            largest = max(SEGMENT_BYTES, work.longest)
+            assert log.num_bytes <= 2 * log.live_bytes + 3 * largest
+            assert log.num_bytes == disk.used
+            compared += log.num_bytes > 4 * SEGMENT_BYTES
+    assert compared > 500, "logs of many segments were among them"
+
+
+def _settle(work: Workload) -> None:
+    """Turns without records of their own until upkeep has nothing left to do."""
+    is_done = False
+    while not is_done:
+        is_done = not work.log.maintain() and not work.log.wants_checkpoint
+        if work.log.wants_checkpoint:
+            work.checkpoint()
+        work.commit()
+
+
+def test_a_single_call_of_upkeep_copies_no_more_than_its_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_module, "COPY_BYTES", 200_000)
+    disk = FakeDisk()
+    log = open_log(disk, segment_bytes=8 * SEGMENT_BYTES)
+    for group in range(700):
+        log.put((group, 0, 0), [bytes(10_000)])
+        log.write()
+    log.sync()
+    log.drop(group for group in range(700) if group % 4)
+    log.write()
+    log.sync()
+    calls = 0
+    while log.maintain():
+        assert log._staging.num_bytes <= 200_000 + 10_200
+        log.write()
+        log.sync()
+        calls += 1
+    log.write()
+    log.sync()
+    assert calls > 5
+    assert log.num_bytes <= 2 * log.live_bytes + 3 * 8 * SEGMENT_BYTES
+
+
+# --- a disk that refuses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["fdatasync", "fsync_directory", "rename", "unlink"])
+def test_a_failed_sync_stops_the_log_at_once_wherever_it_comes(operation: str) -> None:
+    """The page cache forgets what it could not write, so nothing may be built on a second try."""
+    reference = Life(3)
+    reference.live()
+    numbers = [n for n, name in enumerate(reference.disk.history, 1) if name == operation]
+    assert len(numbers) >= 3
+    for at in numbers[:-1]:  # the last unlink removes a spare that the next start might use
+        life = Life(3)
+        with pytest.raises(JournalError, match="Input/output error"):
+            life.live(at, Fail(errno.EIO))
+        operations = life.disk.num_operations
+        if life.work is not None:
+            with pytest.raises(JournalError, match="Input/output error"):
+                life.work.commit()
+        assert life.disk.num_operations <= operations + 1, "nothing is tried again"
+        life.disk.crash(life.random)
+        life.live(turns=3)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_at_any_single_operation_loses_nothing_and_stops_nobody(
+    code: int,
+) -> None:
+    reference = Life(4)
+    reference.live()
+    names = ("create", "allocate", "pwritev")
+    numbers = [n for n, name in enumerate(reference.disk.history, 1) if name in names]
+    assert len(numbers) > 50
+    for at in numbers[4:]:  # not while the log is made
+        life = Life(4)
+        life.live(at, Fail(code))
+        assert life.num_deaths == 0
+        life.disk.crash(life.random)
+        life.live(turns=3)
+
+
+def test_a_write_that_stops_short_is_gone_on_with() -> None:
+    reference = Life(5)
+    reference.live()
+    numbers = [n for n, name in enumerate(reference.disk.history, 1) if name == "pwritev"]
+    for at in numbers[1:]:
+        life = Life(5)
+        life.live(at, Short(1 + at % 50))
+        assert life.num_deaths == 0
+        life.disk.crash(life.random)
+        life.live(turns=3)
+
+
+def test_a_full_disk_gives_space_back_to_itself_as_groups_end() -> None:
+    """Payloads stop in time: what ends them always finds room."""
+    for seed in _seeds(40):
+        random = Random(seed)
+        disk = FakeDisk(capacity=random.randint(4, 9) * SEGMENT_BYTES)
+        log = open_log(disk)
+        largest = random.choice((5000, 20_000, 40_000))
+        group, stalls = 0, 0
+        for _ in range(400):
+            size = random.randint(1, largest)
+            if log.has_room(size):
+                group += 1
+                log.put((group, 0, 0), [random.randbytes(size)])
+            else:
+                stalls += 1
+                log.drop(sorted(log.groups)[: random.randint(1, 3)])
+            log.append(random.randbytes(20))
+            if log.wants_checkpoint:
+                log.checkpoint(random.randbytes(100))
+            log.write()  # never raises JournalFullError
+            log.sync()
+            log.maintain()
+        assert stalls > 0
+        assert group > 20, "payloads came in again"
+
+
+def test_while_there_is_no_space_at_all_nothing_staged_is_lost() -> None:
+    disk = FakeDisk(capacity=3 * SEGMENT_BYTES)
+    log = open_log(disk)
+    turns = []
+    refusals = 0
+    for number in range(400):
+        turns.append(Random(number).randbytes(1000))
+        log.append(turns[-1])
+        try:
+            log.write()
+        except JournalFullError:
+            refusals += 1
+            if refusals == 30:
+                disk.capacity = 100 * SEGMENT_BYTES
+    assert refusals >= 30
+    log.write()
+    log.sync()
+    disk.crash(Random(0))
+    assert [bytes(turn) for turn in open_log(disk).turns()] == turns

@@ -1,0 +1,173 @@
+"""The disk of the simulated broker's machine: the real journal over files that forget and fail.
+
+``tests/fake_disk.py`` keeps apart what a process sees and what a crash keeps. Here it gets the
+weather of a simulated world: power that goes at a time or at an operation, no space for a while, a
+sync that fails, bits that flip at rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from broker.journal.files import Files
+from broker.journal.journal import Journal
+from broker.ledger import Ledger
+from broker.ledger_state import LedgerRules, LedgerState
+from common.errors import JournalError
+from common.types import RolloutId
+from tests.fake_disk import FakeDisk, Kill, Killed
+from tests.simulation.trace import Violation
+from tests.simulation.virtual_time import VirtualLoop
+
+DIRECTORY = Path("/simulated/journal")
+RUN_ID = "simulation"
+SEGMENT_BYTES = 64 << 10
+_CACHE_BYTES = 2 << 10
+_ROOM_BYTES = 8 << 10
+_SYNC_S = (0.0, 0.0, 0.002, 0.02)
+"""From a millisecond on the broker syncs in a thread; slower ones gather more turns."""
+
+
+class PowerLost(Killed):
+    """The machine has stopped: no code of it runs any further."""
+
+
+class SlowDisk(FakeDisk):
+    """Syncs take time; one that lies calls durable what it has only cached."""
+
+    sync_s = 0.0
+    lies = False
+    passes: Callable[[float], None] | None = None
+
+    def fdatasync(self, descriptor: int) -> None:
+        """Make durable, after a while."""
+        if self.passes is not None:
+            self.passes(self.sync_s)
+        if not self.lies:
+            super().fdatasync(descriptor)
+
+    def fsync_directory(self, path: Path) -> None:
+        """Make names durable."""
+        if not self.lies:
+            super().fsync_directory(path)
+
+
+class Disk:
+    """A fake disk and what happens to it."""
+
+    def __init__(self, seeded: random.Random, loop: VirtualLoop) -> None:
+        self.fake = SlowDisk()
+        self.fake.sync_s = seeded.choice(_SYNC_S)
+        self.fake.passes = lambda seconds: loop.take(seconds)
+        self.is_off = False
+        self.is_full = False
+        self.has_failed = False
+        self.flips_next = False
+        self._random = seeded
+        self._clock = loop.time
+        self._forgets = False
+
+    def open_journal(self, files: Files | None = None) -> Journal:
+        """The journal as it is found; every life of a broker opens it anew."""
+        return Journal(
+            DIRECTORY,
+            RUN_ID,
+            segment_bytes=SEGMENT_BYTES,
+            cache_bytes=_CACHE_BYTES,
+            files=files or self.fake,
+            clock=self._clock,
+        )
+
+    @contextmanager
+    def timeless(self) -> Iterator[None]:
+        """Have syncs take no time."""
+        passes, self.fake.passes = self.fake.passes, None
+        try:
+            yield
+        finally:
+            self.fake.passes = passes
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def cut_power(self, *, forget: bool) -> None:
+        """Stop the process; with ``forget`` the page cache is gone, too."""
+        self.is_off = True
+        self._forgets |= forget
+        self.fake.faults[self.fake.num_operations + 1] = Kill()
+
+    def cut_power_after(self, num_operations: int) -> None:
+        """Stop in the middle of what the broker is about to do; a write may end torn."""
+        self._forgets = True
+        share = self._random.choice((0.0, 0.5, 1.0))
+        self.fake.faults[self.fake.num_operations + 1 + num_operations] = Kill(share)
+
+    def fill(self) -> None:
+        """Leave next to no space."""
+        self.is_full = True
+        self.fake.capacity = self.fake.used + self._random.randrange(_ROOM_BYTES)
+
+    def fail_syncs(self) -> None:
+        """The next syncs fail, and what they should have kept counts as kept."""
+        self.has_failed = True
+        self.fake.failing["fdatasync"] = errno.EIO
+
+    def mend(self) -> None:
+        """There is space again."""
+        self.is_full = False
+        self.fake.capacity = None
+
+    def restore_power(self) -> None:
+        """The machine, or only the process, starts again."""
+        if self._forgets:
+            self.fake.crash(self._random)
+        else:
+            self.fake.kill()
+        self.fake.failing.clear()
+        self.fake.history.clear()
+        self.is_off = self.has_failed = self._forgets = False
+
+    # --- damage at rest ---------------------------------------------------------------------------
+
+    def check_flipped_bit(self, rules: LedgerRules) -> bool:
+        """Flip one bit of a copy: it must be refused, or change nothing; returns which it was."""
+        damaged = self._copy()
+        paths = [path for path in damaged.files() if damaged.read(path).rstrip(b"\0")]
+        if not paths:
+            return False
+        path = self._random.choice(paths)
+        content = bytearray(damaged.read(path))
+        at = self._random.randrange(len(bytes(content).rstrip(b"\0")))
+        content[at] ^= 1 << self._random.randrange(8)
+        damaged.replace(path, bytes(content))
+        try:
+            found = self._read_all(damaged, rules)
+        except JournalError:
+            return True
+        if found != self._read_all(self._copy(), rules):
+            raise Violation("G1", f"bit flipped at {path.name}:{at} was accepted")
+        return False
+
+    def _copy(self) -> FakeDisk:
+        """A copy to try things on, which takes no time."""
+        with self.timeless():
+            return self.fake.copy()
+
+    def _read_all(
+        self, files: FakeDisk, rules: LedgerRules
+    ) -> tuple[LedgerState, dict[RolloutId, list[bytes]]]:
+        journal = self.open_journal(files)
+        state, history = journal.load()
+        ledger = Ledger.replay(rules, state, history)
+        arrays = {}
+        for group in ledger.groups.values():
+            for item in group.indices:
+                if item.rollout is not None:
+                    rollout_id = item.rollout.rollout_id
+                    frames = journal.payload(rollout_id)[1]
+                    arrays[rollout_id] = [bytes(frame) for frame in frames]
+        journal.close()
+        return ledger.state, arrays
