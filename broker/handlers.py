@@ -343,5 +343,5 @@ _HANDLERS: dict[type[Request], Callable[[Handlers, Ask[Any]], Answer | None]] = 
     messages.ListEnded: Handlers._list_ended,
     messages.ReportLost: Handlers._report_lost,
 }
-REQUESTS = frozenset(_HANDLERS)
-"""Kinds of message that the broker answers."""
+REQUESTS = frozenset((*_HANDLERS, messages.ReserveBytes))
+"""Kinds of message that the broker answers; wishes for credit are the server's own affair."""

@@ -24,7 +24,7 @@ def journal() -> None:
 @journal.command("check")
 @_DIRECTORY
 def check(directory: Path) -> None:
-    """Verify every record; a damaged journal is named with file and byte, and the exit code is 1."""
+    """Verify every record; damage is named with file and byte, and the exit code is 1."""
     from broker.journal.inspection import check as check_journal
 
     totals = check_journal(directory)
@@ -86,9 +86,10 @@ def _lines(entry: Entry, since: int) -> list[dict[str, Any]]:
         lines.append({"snapshot": entry.first_event, "groups": sorted(entry.snapshot.groups)})
     for number, event in enumerate(entry.events, entry.first_event):
         if number >= since:
-            lines.append({"event": number, "type": type(event).__name__, **_named(event)})
+            kind = type(event).__name__
+            lines.append({"event": number, "type": kind, "fields": _named(event)})
     if entry.dropped:
-        lines.append({"dropped": list(entry.dropped)})
+        lines.append({"dropped_groups": list(entry.dropped)})
     return [{"record": entry.sequence, **line} for line in lines]
 
 

@@ -28,7 +28,9 @@ from broker.telemetry import (
     count_lengths,
     count_refused,
     count_requests,
+    export_flow,
     export_gauges,
+    export_journal,
 )
 from broker.waiting_room import Parked, WaitingRoom
 from broker.wakeups import ALL_KINDS, woken_by
@@ -58,7 +60,6 @@ MESSAGES_PER_TURN = 2048
 """So many that a slow disk costs little a message, so few that a turn takes under 0.1 s."""
 TICK_S = 0.5
 _TELLS_SERVING = frozenset((Heartbeat, ReportWeights))
-_REQUESTS = REQUESTS | {ReserveBytes}
 _SHORTEST_WAIT_S = 0.01
 
 
@@ -154,7 +155,7 @@ class Server:
             return
         name = self._names.get(incoming.peer, "")
         client = self._fleet.get(name)
-        if kind not in _REQUESTS:
+        if kind not in REQUESTS:
             self._refuse(incoming, "malformed", f"{kind.__name__} is no request to the broker")
         elif client is None:
             self._refuse(incoming, "unregistered", "register first")
@@ -376,7 +377,9 @@ class Server:
         self._next_tick_s = now_s + TICK_S
         self._handlers.num_parked = self._waiting.num_by_kind()
         ledger = self._engine.ledger
-        export_gauges(self._metrics, ledger, self._fleet, self._journal.num_bytes)
+        export_gauges(self._metrics, ledger, self._fleet)
+        export_journal(self._metrics, self._journal)
+        export_flow(self._metrics, self._flow, self._socket.leaving_bytes)
         self._metrics.set("headrace_replies_unroutable", self._socket.num_unroutable)
         if ledger.state.sealed:
             self._watchdog.rest(now_s)

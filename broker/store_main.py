@@ -10,7 +10,7 @@ from common.endpoints import read_endpoint
 from common.errors import DecodeError, InfraError
 from common.lifecycle import Process
 from common.messages import Heartbeat
-from common.payloads.service import PayloadServer
+from common.payloads.server import PayloadServer
 from common.payloads.sweeping import sweep_forever
 from common.payloads.wiring import advertised, payload_server
 from common.security import client_security

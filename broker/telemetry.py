@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from broker import events
 from broker.events import AnyEvent, Counter
@@ -12,13 +12,14 @@ from broker.journal import Journal
 from broker.ledger import Ledger
 from broker.length_tally import LengthTally
 from broker.prompts.metrics import export_prompts
+from common.flow_control import FlowControl
 from common.metrics import Metrics
 from common.types import EvictReason, Role
 
 _STATES = ("admitted", "trained", "evicted", "dead_lettered", "leased", "pending")
 
 
-def export_gauges(metrics: Metrics, ledger: Ledger, fleet: Fleet, journal_bytes: int) -> None:
+def export_gauges(metrics: Metrics, ledger: Ledger, fleet: Fleet) -> None:
     """Write all gauges of the broker."""
     counts = ledger.counts
     for state in _STATES:
@@ -31,7 +32,6 @@ def export_gauges(metrics: Metrics, ledger: Ledger, fleet: Fleet, journal_bytes:
         metrics.set("headrace_clients", clients[role], role=role.value)
     metrics.set("headrace_conservation_imbalance", counts.imbalance)
     metrics.set("headrace_policy_step", ledger.state.policy_step)
-    metrics.set("headrace_journal_bytes", journal_bytes)
     export_prompts(metrics, ledger.state.prompts)
 
 
@@ -40,6 +40,13 @@ def export_journal(metrics: Metrics, journal: Journal) -> None:
     metrics.set("headrace_journal_bytes", journal.num_bytes)
     metrics.set("headrace_journal_live_bytes", journal.live_bytes)
     metrics.set("headrace_journal_full", 0 if journal.accepts_payloads else 1)
+
+
+def export_flow(metrics: Metrics, flow: FlowControl, leaving_bytes: int) -> None:
+    """Write the gauges of byte credit and of arrays on their way out."""
+    metrics.set("headrace_credit_free_bytes", flow.credit.free_bytes)
+    metrics.set("headrace_credit_waiting", flow.num_waiting)
+    metrics.set("headrace_replies_leaving_bytes", leaving_bytes)
 
 
 def count_requests(metrics: Metrics, kinds: Iterable[str]) -> None:
@@ -53,18 +60,14 @@ def count_refused(metrics: Metrics, code: str) -> None:
     metrics.inc("headrace_requests_refused_total", code=code)
 
 
-def count_events(metrics: Metrics, happened: Sequence[AnyEvent]) -> None:
+def count_events(metrics: Metrics, happened: Iterable[AnyEvent]) -> None:
     """Count what the events of a turn say about repeated work."""
-    for kind, number in Tally(map(type, happened)).items():
-        if kind in _COUNTED_SINGLY:
-            for event in happened:
-                if type(event) is kind:
-                    _count_event(metrics, event)
-        elif kind is events.VerifyReleased:
-            metrics.inc("headrace_leases_redelivered_total", number, work="verify")
+    for event in happened:
+        if type(event) in _COUNTED:
+            _count_event(metrics, event)
 
 
-_COUNTED_SINGLY = frozenset((events.Released, events.Counted))
+_COUNTED = frozenset((events.Released, events.VerifyReleased, events.Counted))
 _COUNTERS = {
     Counter.QUARANTINED: "headrace_rollouts_quarantined_total",
     Counter.DUPLICATE: "headrace_rollouts_duplicate_total",
@@ -76,6 +79,8 @@ _COUNTERS = {
 def _count_event(metrics: Metrics, event: AnyEvent) -> None:
     if isinstance(event, events.Released):
         metrics.inc("headrace_leases_redelivered_total", len(event.indices), work="generate")
+    elif isinstance(event, events.VerifyReleased):
+        metrics.inc("headrace_leases_redelivered_total", work="verify")
     elif isinstance(event, events.Counted) and event.what in _COUNTERS:
         metrics.inc(_COUNTERS[event.what])
 

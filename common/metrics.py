@@ -72,6 +72,14 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("headrace_journal_bytes", "gauge", "Size of the journal on disk"),
     MetricSpec("headrace_journal_live_bytes", "gauge", "Bytes of the journal that are needed"),
     MetricSpec("headrace_journal_full", "gauge", "1 while the journal has no room for rollouts"),
+    MetricSpec("headrace_credit_free_bytes", "gauge", "Bytes of arrays that could be let in"),
+    MetricSpec("headrace_credit_waiting", "gauge", "Producers that wait for credit"),
+    MetricSpec(
+        "headrace_credit_wait_seconds_total", "counter", "Seconds that rollouts waited for credit"
+    ),
+    MetricSpec(
+        "headrace_replies_leaving_bytes", "gauge", "Arrays sent and not yet read by their reader"
+    ),
     MetricSpec("headrace_rollouts_duplicate_total", "counter", "Results that came a second time"),
     MetricSpec("headrace_rollouts_quarantined_total", "counter", "One id with two contents"),
     MetricSpec(

@@ -44,6 +44,7 @@ from common.messages import (
     Acks,
     Credit,
     Heartbeat,
+    PutRollouts,
     Refused,
     Register,
     Registered,
@@ -430,7 +431,7 @@ class Channel:
 
 def _bytes_on_credit(message: Request, frames: Sequence[Buffer]) -> int:
     """Bytes of arrays that need credit: those of rollouts."""
-    if not isinstance(message, SubmitRollout):
+    if not isinstance(message, SubmitRollout | PutRollouts):
         return 0
     return sum(memoryview(frame).nbytes for frame in frames)
 

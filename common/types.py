@@ -43,6 +43,8 @@ class Role(enum.Enum):
     SUPERVISOR = "supervisor"
     STORE = "store"
 
+    __hash__ = object.__hash__  # members are single objects; Enum would hash their names in Python
+
 
 class WeightVersion(Record, frozen=True, order=True):
     """Identity of a set of weights: ``incarnation.policy_step``; never used twice.

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import click
 
-BENCHMARK_NAMES = ("broker", "codec", "pipeline", "scheduler", "staleness", "fleet")
+BENCHMARK_NAMES = (
+    "broker",
+    "codec",
+    "control",
+    "latency",
+    "pipeline",
+    "scheduler",
+    "staleness",
+    "fleet",
+)
 
 
 @click.command("bench")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,7 +56,7 @@ path = "model"
 [prompts]
 generator = "chain-addition"
 [broker]
-heartbeat_s = 0.2
+heartbeat_s = {heartbeat_s}
 dead_after_s = {dead_after_s}
 [learner]
 groups_per_step = 4
@@ -76,12 +77,18 @@ class BrokerProcess:
     kind: str = "train"
     num_steps: int = 20
     dead_after_s: float = 2.0
+    heartbeat_s: float = 0.2
+    log: Path | None = None
+    """File for its standard error; without one it is a pipe that nobody reads before the end."""
     process: subprocess.Popen[str] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         text = RUN_FILE.format(
-            kind=self.kind, num_steps=self.num_steps, dead_after_s=self.dead_after_s
+            kind=self.kind,
+            num_steps=self.num_steps,
+            dead_after_s=self.dead_after_s,
+            heartbeat_s=self.heartbeat_s,
         )
         self.run_file.write_text(text)
 
@@ -98,14 +105,16 @@ class BrokerProcess:
         return run_paths(self.config)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "common.cli", "broker", str(self.run_file)],
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **self.environment},
-        )
+        with contextlib.ExitStack() as files:
+            log = None if self.log is None else files.enter_context(self.log.open("a"))
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "common.cli", "broker", str(self.run_file)],
+                cwd=REPOSITORY,
+                stdout=subprocess.DEVNULL,
+                stderr=log or subprocess.PIPE,
+                text=True,
+                env={**os.environ, **self.environment},
+            )
 
     def kill(self) -> None:
         """End it with SIGKILL: nothing is flushed, nobody is told."""

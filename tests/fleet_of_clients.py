@@ -1,4 +1,4 @@
-"""Many clients of one broker in one process: raw sockets, real messages, and the channel's patience.
+"""Many clients of one broker in one process: raw sockets, real messages, a channel's patience.
 
 Each client registers, sends a heartbeat every interval, registers again when the broker does not
 know it, and connects anew after a random pause when the broker is silent, as ``common.transport``

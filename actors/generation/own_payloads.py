@@ -9,7 +9,7 @@ from common.lifecycle import Process
 from common.payloads.backing import MemoryBacking
 from common.payloads.client import Requester
 from common.payloads.producer import StoreProducer
-from common.payloads.service import PayloadServer
+from common.payloads.server import PayloadServer
 from common.payloads.sweeping import sweep_forever
 from common.payloads.wiring import advertised, payload_server, store_links
 from common.types import Role

@@ -113,6 +113,7 @@ class GenerationWorker:
         self._own_payloads = own_payloads
         self._serving = Serving()
         self._reported = (0.0, 0.0)
+        self._blocked_told_s = 0.0
         self._engine_error: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._engine = EngineThread(build_sampler, self._deliver, self._engine_failed)
         self._stream = RolloutStream(
@@ -192,5 +193,7 @@ class GenerationWorker:
             metrics.inc("headrace_busy_seconds_total", now.busy_s - busy_s, stage="generate")
             metrics.inc("headrace_idle_seconds_total", now.idle_s - idle_s, stage="generate")
             metrics.set("headrace_running_sequences", now.num_running)
-            self._reported = (now.busy_s, now.idle_s)
+            blocked_s, told_s = self._channel.blocked_total_s, self._blocked_told_s
+            metrics.inc("headrace_credit_wait_seconds_total", blocked_s - told_s)
+            self._reported, self._blocked_told_s = (now.busy_s, now.idle_s), blocked_s
             await asyncio.sleep(1.0)

@@ -203,6 +203,8 @@ def _resume(files: Files, identity: Identity, contents: Contents) -> Recovered:
     for record in scan:
         index_record(index, record)
     scan.check()
+    for segment, offset in scan.unvouched():
+        _write_again(files, segment, offset)
     for segment in contents.segments:
         files.fdatasync(segment.descriptor)
     _delete(files, contents.unfinished)
@@ -230,6 +232,15 @@ def _end_of(files: Files, identity: Identity, scan: Scan) -> tuple[list[Segment]
         files.fsync_directory(identity.directory)  # one by one: a crash must leave no gap
     _wipe(files, chain[-1])
     return chain, blank_next[0] if blank_next else None
+
+
+def _write_again(files: Files, segment: Segment, offset: int) -> None:
+    """Write what is there once more, so that the next sync is sure to bring it to the disk."""
+    while offset < segment.tail:
+        size = min(len(_BLANK), segment.tail - offset)
+        data = files.pread(segment.descriptor, size, offset)
+        write_fully(files, segment.descriptor, [data], size, offset)
+        offset += size
 
 
 def _wipe(files: Files, segment: Segment) -> None:

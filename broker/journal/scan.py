@@ -17,6 +17,7 @@ for every record, and its own loss is damage.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,8 @@ class Scan:
         """Number of the first segment that is needed, as the log says."""
         self.next_sequence = 1 if segments[0].number == 1 else 0
         """Sequence that the next record would have; 0: any, for what came before was deleted."""
+        self._unvouched: deque[tuple[int, int, int]] = deque()
+        """Sequence, segment and offset of the records that no record says were durable."""
         self._readers = [SegmentReader(files, each, salt_crc(salt)) for each in segments]
 
     # --- the pass ---------------------------------------------------------------------------------
@@ -178,6 +181,9 @@ class Scan:
                 self.stop = Stop(position, offset, self._reason(header))
                 return None
             segment.tail += header.num_bytes
+            self._unvouched.append((header.sequence, position, offset))
+            while self._unvouched and self._unvouched[0][0] <= header.durable:
+                self._unvouched.popleft()
             if header.kind in _HISTORY:
                 self.next_sequence = header.sequence + 1
                 yield record
@@ -233,6 +239,17 @@ class Scan:
                     return header.sequence
             offset = SEGMENT_HEADER_BYTES
         return None
+
+    def unvouched(self) -> Iterator[tuple[Segment, int]]:
+        """Segments, each with the offset from where on nothing says that it was durable.
+
+        It may be in the page cache alone: after a failed sync the system takes it for written.
+        """
+        if self._unvouched:
+            _, first, offset = self._unvouched[0]
+            for segment in self.segments[first:]:
+                yield segment, offset
+                offset = 0
 
     def is_blank(self, position: int) -> bool:
         """Whether nothing was ever written behind the tail of a segment."""

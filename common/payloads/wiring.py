@@ -18,7 +18,8 @@ from common.lifecycle import Process
 from common.messages import Registered, Request
 from common.payloads.backing import Backing
 from common.payloads.client import Fetched, Link, PayloadClient, Requester, StoreLinks, Wanted
-from common.payloads.service import PayloadServer, PayloadService
+from common.payloads.server import PayloadServer
+from common.payloads.service import PayloadService
 from common.security import ClientSecurity, ServerSecurity
 from common.transport import Channel
 from common.types import Role
@@ -40,12 +41,12 @@ def payload_server(process: Process, backing: Backing) -> PayloadServer:
         heartbeat_s=config.broker.heartbeat_s,
         lease_s=config.broker.dead_after_s,
     )
-    service = PayloadService(backing, identity)
+    service = PayloadService(backing)
     endpoint = config.stores.endpoint
     if endpoint == "ipc":
         endpoint = private_endpoint(f"{config.run.directory}:{process.name}")
     if not config.security.keys:
-        return PayloadServer(BrokerSocket.bind(endpoint), service, metrics)
+        return PayloadServer(BrokerSocket.bind(endpoint), service, identity, metrics)
 
     def count(number: int) -> None:
         metrics.inc("headrace_connections_denied_total", number)
@@ -53,7 +54,7 @@ def payload_server(process: Process, backing: Backing) -> PayloadServer:
     keys = Path(config.security.keys)
     security = ServerSecurity.load(keys, process.role, process.name, count=count, log=process.log)
     socket = BrokerSocket.bind(endpoint, secure=security.secure)
-    return PayloadServer(socket, service, metrics, security.role_of)
+    return PayloadServer(socket, service, identity, metrics, role_of=security.role_of)
 
 
 def advertised(endpoint: str) -> str:

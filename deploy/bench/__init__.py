@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from deploy.bench.broker import bench_broker
 from deploy.bench.codec import bench_codec
+from deploy.bench.control import bench_control
 from deploy.bench.fleet import bench_fleet
+from deploy.bench.latency import bench_latency
 from deploy.bench.pipeline import bench_pipeline
 from deploy.bench.result import BenchResult
 from deploy.bench.scheduler import bench_scheduler
@@ -15,6 +17,8 @@ from deploy.bench.staleness import bench_staleness
 BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
     "broker": bench_broker,
     "codec": bench_codec,
+    "control": bench_control,
+    "latency": bench_latency,
     "pipeline": bench_pipeline,
     "staleness": bench_staleness,
     "scheduler": bench_scheduler,

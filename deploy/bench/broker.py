@@ -22,17 +22,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.config_loader import load_config
-from common.endpoints import broker_endpoint
 from common.errors import FatalError
 from common.messages import GetStores, Stores
 from common.transport import SyncChannel
 from common.types import Role
-from deploy.bench.bulk import ROLLOUT_BYTES
 from deploy.bench.processes import BrokerUnderTest
 from deploy.bench.result import BenchResult, hardware_name, versions
 from deploy.supervisor import free_port
 
+ROLLOUT_BYTES = 256 << 10
 NUM_PRODUCERS = 4
 NUM_CONSUMERS = 2
 NUM_ROLLOUTS = 1024
@@ -41,15 +39,28 @@ REPEATS = 7
 MIN_STORED = 0.90
 MIN_DIRECT = 0.95
 _SYNC_BYTES = 4 << 20
+_TOUCHED_BYTES = 3 << 30
 _PATIENCE_S = 30.0
-_RUN_LINES = """
-acks = "{acks}"
+_BROKER_LINES = """
+acks = "relaxed"
 endpoint = "tcp://127.0.0.1:{port}"
+allow_plaintext_tcp = true
+"""
+_STORE_RUN = """
+[run]
+directory = "run"
+[model]
+path = "model"
+[prompts]
+generator = "chain-addition"
+[broker]
+endpoint = "{broker}"
 allow_plaintext_tcp = true
 [stores]
 payloads = "store"
 acks = "{acks}"
 endpoint = "tcp://127.0.0.1:0"
+sweep_s = 0.1
 """
 
 
@@ -92,6 +103,7 @@ def bench_broker() -> BenchResult:
     """Measure; the gates are on the lower quartile of the ratios."""
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        touch_memory(Path(name))
         for turn in range(REPEATS + 1):
             folder = Path(name) / str(turn)
             for kind, rate in _round(folder):
@@ -123,17 +135,26 @@ def bench_broker() -> BenchResult:
     )
 
 
+def touch_memory(folder: Path) -> None:
+    """Use, and give back, as many pages as a round does.
+
+    A virtual machine gets its memory page by page when it is first used, which takes twenty times
+    longer than to use a page again, and a machine that has been up for a while has used all of it.
+    """
+    file, data = folder / "touched", bytes(16 << 20)
+    with open(file, "wb") as target:
+        for _ in range(_TOUCHED_BYTES // len(data)):
+            target.write(data)
+    file.unlink()
+
+
 def _round(folder: Path) -> Iterator[tuple[str, float]]:
     """Every path once, one after the other, each with processes of its own."""
     folder.mkdir()
     yield "proxy", _through_proxy()
     for acks in ("relaxed", "durable"):
-        place = folder / acks
-        place.mkdir()
-        with _run(place, acks) as (broker, store):
-            yield f"store_{acks}", _through_store(store)
-            if acks == "relaxed":
-                yield "broker_relaxed", _through_broker(broker)
+        yield f"store_{acks}", _through_store(folder / acks, acks)
+    yield "broker_relaxed", _through_broker(folder / "broker")
     yield "disk_fdatasync", _disk_bandwidth(folder / "disk")
     yield "push_pull", _push_pull()
     yield "direct", _direct()
@@ -153,7 +174,18 @@ def _through_proxy() -> float:
         return _measure(producers, consumers, {"number": NUM_ROLLOUTS})
 
 
-def _through_store(store: str) -> float:
+def _through_store(folder: Path, acks: str) -> float:
+    folder.mkdir()
+    broker, ended = _address(), _address()
+    with _peers() as start:
+        ledger = start("ledger", broker, ended)
+        ledger.answer()
+        ledger.start()
+        with _store(folder, broker, acks) as store:
+            return _put_and_fetch(store, ended)
+
+
+def _put_and_fetch(store: str, ended: str) -> float:
     notes = [_address() for _ in range(NUM_CONSUMERS)]
     arrived = [_address() for _ in range(NUM_PRODUCERS)]
     with _peers() as start:
@@ -163,17 +195,23 @@ def _through_store(store: str) -> float:
         ]
         served = [range(number, NUM_PRODUCERS, NUM_CONSUMERS) for number in range(NUM_CONSUMERS)]
         consumers = [
-            start("fetch", store, notes[number], *(arrived[item] for item in served[number]))
+            start("fetch", store, notes[number], ended, *(arrived[item] for item in served[number]))
             for number in range(NUM_CONSUMERS)
         ]
         orders = [{"producers": list(part)} for part in served]
         return _measure(producers, consumers, {"number": NUM_ROLLOUTS}, orders)
 
 
-def _through_broker(broker: str) -> float:
-    with _peers() as start:
-        consumers = [start("lease", broker, f"consumer-{n}") for n in range(NUM_CONSUMERS)]
-        producers = [start("submit", broker, f"producer-{n}") for n in range(NUM_PRODUCERS)]
+def _through_broker(folder: Path) -> float:
+    folder.mkdir()
+    lines = _BROKER_LINES.format(port=free_port())
+    with (
+        BrokerUnderTest(folder, max_groups=1024, group_size=1, broker_lines=lines) as broker,
+        _peers() as start,
+    ):
+        where = broker.endpoint
+        consumers = [start("lease", where, f"consumer-{n}") for n in range(NUM_CONSUMERS)]
+        producers = [start("submit", where, f"producer-{n}") for n in range(NUM_PRODUCERS)]
         return _measure(producers, consumers, {"number": NUM_ROLLOUTS})
 
 
@@ -251,28 +289,24 @@ def _peers() -> Iterator[Any]:
 
 
 @contextmanager
-def _run(folder: Path, acks: str) -> Iterator[tuple[str, str]]:
-    """A broker and a store of one run; their addresses."""
-    lines = _RUN_LINES.format(acks=acks, port=free_port())
-    with BrokerUnderTest(
-        folder, max_groups=4 * NUM_PRODUCERS * 64, group_size=1, broker_lines=lines
-    ) as broker:
-        store = subprocess.Popen(
-            [sys.executable, "-m", "common.cli", "store", str(folder / "run.toml")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            yield broker.endpoint, _address_of_store(folder / "run.toml")
-        finally:
-            store.kill()
-            store.wait()
+def _store(folder: Path, broker: str, acks: str) -> Iterator[str]:
+    """A real store process; its address."""
+    run_file = folder / "run.toml"
+    run_file.write_text(_STORE_RUN.format(broker=broker, acks=acks), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.cli", "store", str(run_file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield _address_of_store(broker)
+    finally:
+        process.kill()
+        process.wait()
 
 
-def _address_of_store(run_file: Path) -> str:
-    config = load_config(run_file)
-    endpoint = broker_endpoint(config)
-    channel = SyncChannel.connect(role=Role.SUPERVISOR, name="bench", endpoint=lambda: endpoint)
+def _address_of_store(broker: str) -> str:
+    channel = SyncChannel.connect(role=Role.SUPERVISOR, name="bench", endpoint=lambda: broker)
     try:
         deadline_s = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline_s:

@@ -22,16 +22,25 @@ from common.codec import Buffer, Decoded, decode, encode
 from common.errors import FatalError
 from common.lifecycle import die_with_parent
 from common.messages import (
+    AnyMessage,
+    Ended,
     EvictGroups,
     FetchRollouts,
+    GetStores,
+    HeartbeatReply,
     LeasePrompts,
     LeaseRollouts,
+    ListEnded,
     PromptLeases,
     PutRollouts,
     Refused,
+    Register,
     Registered,
+    Reply,
     RolloutLeases,
     Rollouts,
+    StoreAddress,
+    Stores,
     SubmitRollout,
 )
 from common.sockets import set_common_options
@@ -44,9 +53,9 @@ from common.types import (
     VersionSpan,
     WeightVersion,
 )
+from deploy.bench.broker import ROLLOUT_BYTES
 from deploy.bench.raw_client import RawClient
 
-ROLLOUT_BYTES = 256 << 10
 PROMPT_TOKENS = 512
 WINDOW = 64
 """Rollouts of one producer that have not arrived."""
@@ -55,6 +64,7 @@ FETCHES_IN_FLIGHT = 3
 HIGH_WATER_MARK = 32
 """Messages that a queue of the baseline holds."""
 IDLE_MS = 1000
+_LEDGER_TICK_S = 0.02
 PATIENCE_MS = 60_000
 _COMPLETION_TOKENS = (ROLLOUT_BYTES // 4 - PROMPT_TOKENS) // 2
 _VERSION = WeightVersion(incarnation=0, policy_step=0)
@@ -167,9 +177,10 @@ def put(endpoint: str, number_of_producer: str, notes: str, arrived: str) -> Ord
     return {}
 
 
-def fetch(endpoint: str, notes: str, *arrived: str) -> Orders:
-    """Fetch what producers tell of until each has said that it is done."""
+def fetch(endpoint: str, notes: str, ended: str, *arrived: str) -> Orders:
+    """Fetch what producers tell of until each has said that it is done; its group then ends."""
     store, note = _connected(endpoint), socket_of(zmq.PULL, bind=notes)
+    ledger_of_ended = socket_of(zmq.PUSH, connect=(ended,))
     back = [socket_of(zmq.PUSH, connect=(address,)) for address in arrived]
     producers = _ready()["producers"]
     left, number, end_s = len(producers), 0, 0.0
@@ -195,7 +206,47 @@ def fetch(endpoint: str, notes: str, *arrived: str) -> Orders:
             number, end_s = number + len(got), time.monotonic()
             owner = got[0].rollout_id.group_id // _IDS_PER_PRODUCER
             back[producers.index(owner)].send_string(str(len(got)))
+            ledger_of_ended.send_json([header.rollout_id.group_id for header in got])
     return {"number": number, "end_s": end_s}
+
+
+def ledger(endpoint: str, ended: str) -> None:
+    """As much of a broker as a store asks for: who it is, and which groups have ended."""
+    import uvloop
+
+    uvloop.run(_serve_ledger(endpoint, ended))
+
+
+async def _serve_ledger(endpoint: str, ended: str) -> None:
+    from common.broker_socket import BrokerSocket
+
+    socket, told = BrokerSocket.bind(endpoint), socket_of(zmq.PULL, bind=ended)
+    gone: set[int] = set()
+    stores: dict[str, str] = {}
+    _ready()
+    while True:
+        await socket.wait_readable(_LEDGER_TICK_S)
+        while told.poll(0):
+            gone.update(json.loads(told.recv()))
+        for incoming in socket.receive_now(64):
+            if isinstance(incoming.decoded, Decoded):
+                reply = _ledger_reply(incoming.decoded.message, gone, stores)
+                socket.send(incoming.peer, incoming.request_id, reply)
+
+
+def _ledger_reply(message: AnyMessage, gone: set[int], stores: dict[str, str]) -> Reply:
+    if isinstance(message, Register):
+        if message.role is Role.STORE:
+            stores[message.name] = message.payload_endpoint
+        return Registered(run_id="bench", broker_nonce="b", heartbeat_s=1.0, lease_s=60.0)
+    if isinstance(message, ListEnded):
+        ended = tuple(group_id for group_id in message.group_ids if group_id in gone)
+        gone.difference_update(ended)
+        return Ended(group_ids=ended)
+    if isinstance(message, GetStores):
+        known = (StoreAddress(name=name, endpoint=where) for name, where in stores.items())
+        return Stores(stores=tuple(known))
+    return HeartbeatReply()
 
 
 # --- directly from the producer -------------------------------------------------------------------
@@ -212,12 +263,13 @@ async def _serve_from_memory(endpoint: str, number_of_producer: int) -> None:
     from common.broker_socket import BrokerSocket
     from common.metrics import Metrics
     from common.payloads.backing import MemoryBacking
-    from common.payloads.service import PayloadServer, PayloadService
+    from common.payloads.server import PayloadServer
+    from common.payloads.service import PayloadService
 
     backing, frames = MemoryBacking(), [memoryview(frame) for frame in arrays()]
     identity = Registered(run_id="bench", broker_nonce="b", heartbeat_s=1.0, lease_s=1.0)
     socket = BrokerSocket.bind(endpoint)
-    server = PayloadServer(socket, PayloadService(backing, identity), Metrics())
+    server = PayloadServer(socket, PayloadService(backing), identity, Metrics())
     first = number_of_producer * _IDS_PER_PRODUCER
     for group_id in range(first, first + _ready()["number"]):
         backing.add(header_of(group_id), frames)
@@ -348,6 +400,7 @@ _KINDS: dict[str, Callable[..., Orders | None]] = {
     "pull": pull,
     "put": put,
     "fetch": fetch,
+    "ledger": ledger,
     "keep": keep,
     "fetch-directly": fetch_directly,
     "submit": submit,

@@ -1,9 +1,10 @@
 """B2: control messages a second through a real broker, against what ``zmq.proxy`` forwards.
 
-Every message is a verdict of 512 bytes in two frames with a request id of its own. The broker checks
-its lease, writes a durable event and acknowledges it. Sources run in their own processes and send
-bytes that were encoded beforehand, so that the broker is what is measured; those of the proxy send
-as many frames of the same sizes over sockets with the same options to one sink, one way.
+Every message is a verdict of 512 bytes in two frames with a request id of its own. The broker looks
+up its lease, writes a durable event and acknowledges it. Sources run in their own processes and
+send bytes that were encoded beforehand, so that the broker is what is measured. The proxy forwards
+frames of the same sizes over sockets with the same options from as many sources to one sink, one
+way; what it forwards when the sink acknowledges is reported beside it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class _Rates:
 
     broker: list[float] = field(default_factory=list)
     proxy: list[float] = field(default_factory=list)
+    acknowledged: list[float] = field(default_factory=list)
     cpu_us: list[float] = field(default_factory=list)
     cycle: list[float] = field(default_factory=list)
     cycle_cpu_us: list[float] = field(default_factory=list)
@@ -72,7 +74,14 @@ def bench_control() -> BenchResult:
         details={
             "broker_messages_per_second": _spread(rates.broker),
             "proxy_messages_per_second": _spread(rates.proxy),
+            "acknowledging_proxy_messages_per_second": _spread(rates.acknowledged),
             "share": _spread(rates.shares),
+            "share_of_acknowledging_proxy": _spread(
+                [
+                    ours / theirs
+                    for ours, theirs in zip(rates.broker, rates.acknowledged, strict=True)
+                ]
+            ),
             "broker_cpu_us_per_message": _spread(rates.cpu_us),
             "full_cycle_messages_per_second": _spread(rates.cycle),
             "full_cycle_cpu_us_per_message": _spread(rates.cycle_cpu_us),
@@ -117,10 +126,11 @@ def _one_repeat(
     rates.broker.append(num_fired / _span_s(fired))
     rates.cpu_us.append(1e6 * cpu_s / num_fired)
     rates.cycle_cpu_us.append(1e6 * cycle_cpu_s / num_all)
-    rates.proxy.append(_proxy_rate(folder))
+    rates.proxy.append(_proxy_rate(folder, "fire", "count"))
+    rates.acknowledged.append(_proxy_rate(folder, "fire_acknowledged", "acknowledge"))
 
 
-def _proxy_rate(folder: Path) -> float:
+def _proxy_rate(folder: Path, send: str, receive: str) -> float:
     """Messages a second that ``zmq.proxy`` forwards."""
     front, back = f"ipc://{folder}/front", f"ipc://{folder}/back"
     proxy = Worker("proxy", front, back)
@@ -128,12 +138,14 @@ def _proxy_rate(folder: Path) -> float:
     sink = Worker("sink", back)
     sources = [Worker("source", front) for _ in range(NUM_SOURCES)]
     try:
-        sink.tell("count", number=NUM_SOURCES * NUM_MESSAGES)
-        started = _all(sources, "fire", number=NUM_MESSAGES)
-        end_s = sink.answer()["end_s"]
+        sink.tell(receive, number=NUM_SOURCES * NUM_MESSAGES)
+        started = _all(sources, send, number=NUM_MESSAGES)
+        end_s: float = sink.answer()["end_s"]
     finally:
         close_all([*sources, sink, proxy])
-    return NUM_SOURCES * NUM_MESSAGES / (end_s - min(one["start_s"] for one in started))
+    start_s: float = min(one["start_s"] for one in started)
+    span_s = end_s - start_s
+    return NUM_SOURCES * NUM_MESSAGES / span_s
 
 
 def _all(workers: list[Worker], do: str, **arguments: object) -> list[dict[str, Any]]:
@@ -144,7 +156,9 @@ def _all(workers: list[Worker], do: str, **arguments: object) -> list[dict[str, 
 
 
 def _span_s(reports: list[dict[str, Any]]) -> float:
-    return max(one["end_s"] for one in reports) - min(one["start_s"] for one in reports)
+    start_s: float = min(one["start_s"] for one in reports)
+    end_s: float = max(one["end_s"] for one in reports)
+    return end_s - start_s
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,13 +39,13 @@ from common.types import (
     VersionSpan,
     WeightVersion,
 )
-from deploy.bench.raw_client import RawClient
+from deploy.bench.raw_client import MESSAGE_BYTES, RawClient
 
-MESSAGE_BYTES = 512
 WINDOW = 2048
 """Messages that a source has under way; half of what a client may have."""
 
 _PRELUDE_BYTES = 16
+_PACE_S = 0.001
 _VERSION = WeightVersion(incarnation=0, policy_step=0)
 _NUM_TOKENS = 4
 _ARRAYS = (bytes(4 * _NUM_TOKENS),) * 3
@@ -119,21 +120,20 @@ class VerdictSource:
         return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
 
     def pace(self, number: int, per_second: float) -> dict[str, Any]:
-        """Send ``number`` verdicts evenly spaced, whether or not answers come."""
+        """Send ``number`` verdicts at a steady rate, whatever comes back."""
         ready, self._ready = self._ready[:number], self._ready[number:]
         socket = self._verifier.socket
         start_s = time.monotonic()
-        under_way = 0
-        for turn, parts in enumerate(ready):
-            while (left_s := start_s + turn / per_second - time.monotonic()) > 0:
-                if socket.poll(int(left_s * 1000)):
-                    under_way -= self._verifier.receive_acks()
-                elif left_s < 0.001:
-                    time.sleep(left_s)
-            socket.send_multipart(parts)
-            under_way += 1
-        while under_way:
-            under_way -= self._verifier.receive_acks()
+        num_sent = num_acked = 0
+        while num_acked < len(ready):
+            due = min(int((time.monotonic() - start_s) * per_second) + 1, len(ready))
+            for prelude, header in ready[num_sent:due]:
+                socket.send(prelude, zmq.SNDMORE)
+                socket.send(header)
+            num_sent = due
+            while socket.poll(0):
+                num_acked += self._verifier.receive_acks()
+            time.sleep(_PACE_S)
         return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
 
     def probe(self, number: int, pause_s: float) -> dict[str, Any]:
@@ -182,6 +182,22 @@ class Source:
             send(header)
         return {"start_s": start_s}
 
+    def fire_acknowledged(self, number: int) -> dict[str, Any]:
+        """As :meth:`fire`, at most :data:`WINDOW` ahead of the acknowledgements."""
+        socket = self._socket
+        prelude, header = self._parts
+        start_s = time.monotonic()
+        under_way = 0
+        for _ in range(number):
+            while under_way >= WINDOW:
+                under_way -= int(socket.recv())
+            socket.send(prelude, zmq.SNDMORE)
+            socket.send(header)
+            under_way += 1
+        while under_way:
+            under_way -= int(socket.recv())
+        return {"start_s": start_s, "end_s": time.monotonic()}
+
     def probe(self, number: int, pause_s: float) -> dict[str, Any]:
         """Seconds from sending one message to its echo, one after the other."""
         return {"seconds": _round_trips(self._socket, [self._parts] * number, pause_s)}
@@ -199,6 +215,25 @@ class Sink:
         receive = self._socket.recv
         for _ in range(3 * number):  # routing id, prelude, header
             receive()
+        return {"end_s": time.monotonic()}
+
+    def acknowledge(self, number: int) -> dict[str, Any]:
+        """Receive ``number`` messages and tell each source how many, once a batch."""
+        receive = self._socket.recv
+        while number:
+            self._socket.poll()
+            arrived: Counter[bytes] = Counter()
+            try:
+                while True:
+                    source = receive(zmq.NOBLOCK)
+                    receive()
+                    receive()
+                    arrived[source] += 1
+            except zmq.Again:
+                pass
+            for source, count in arrived.items():
+                self._socket.send_multipart([source, str(count).encode()])
+            number -= arrived.total()
         return {"end_s": time.monotonic()}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,3 +153,18 @@ def close_all(workers: Sequence[Worker]) -> None:
     """End all of them."""
     for worker in workers:
         worker.close()
+
+
+def fdatasync_seconds() -> dict[str, float]:
+    """Percentiles of what one durable write of 4 KiB takes where temporary files lie."""
+    seconds = []
+    with tempfile.NamedTemporaryFile(prefix="headrace-bench-") as file:
+        os.posix_fallocate(file.fileno(), 0, 1 << 20)
+        os.fsync(file.fileno())
+        for turn in range(200):
+            os.pwrite(file.fileno(), bytes([turn]) * 4096, 4096 * turn)
+            start_s = time.perf_counter()
+            os.fdatasync(file.fileno())
+            seconds.append(time.perf_counter() - start_s)
+    seconds.sort()
+    return {"fdatasync_p50_s": seconds[100], "fdatasync_p99_s": seconds[197]}

@@ -18,6 +18,8 @@ from common.messages import Acks, Refused, Register, Registered, Reply, Request
 from common.sockets import set_common_options
 from common.types import Role
 
+MESSAGE_BYTES = 512
+"""Size of a control message, its prelude included."""
 _PATIENCE_MS = 60_000
 
 

@@ -1,8 +1,8 @@
 """A TCP proxy whose link misbehaves as it is told.
 
-It slows down, drips, goes silent without closing (half-open), passes one direction only, resets, and
-cuts a connection at a byte offset, in the middle of whatever was being sent. What a silent link had
-taken in is delivered when it heals, as TCP itself would.
+It slows down, drips, goes silent without closing (half-open), passes one direction only, resets,
+and cuts a connection at a byte offset, in the middle of whatever was being sent. What a silent link
+had taken in is delivered when it heals, as TCP itself would.
 """
 
 from __future__ import annotations

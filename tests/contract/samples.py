@@ -10,6 +10,7 @@ from common.messages import (
     AnyMessage,
     CommitCheckpoint,
     CommitStep,
+    Credit,
     DescribeGroups,
     Ended,
     EndRun,
@@ -39,6 +40,7 @@ from common.messages import (
     Registered,
     ReportLost,
     ReportWeights,
+    ReserveBytes,
     ResumeLearner,
     ReturnLease,
     RolloutLease,
@@ -93,7 +95,11 @@ SAMPLES: tuple[AnyMessage, ...] = (
     Register(
         role=Role.ACTOR, name="actor-0", nonce="n", host="h", pid=9, payload_endpoint="tcp://h:5"
     ),
-    Registered(run_id="run", broker_nonce="b", heartbeat_s=2.0, lease_s=15.0),
+    Registered(
+        run_id="run", broker_nonce="b", heartbeat_s=2.0, lease_s=15.0, credit_bytes=65536
+    ),
+    ReserveBytes(least=300_000, most=600_000, wait_s=10.0),
+    Credit(num_bytes=600_000, reason=""),
     Heartbeat(leases=(_LEASE,), serving=version(6)),
     HeartbeatReply(revoked=(_LEASE,)),
     LeasePrompts(serving=version(6), max_groups=8, wait_s=1.5),

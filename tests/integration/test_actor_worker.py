@@ -49,6 +49,9 @@ from tests.scripted_sampler import ScriptedSampler
 
 _CANARY = Canary(token_ids=((3, 4),), logprobs=((-0.5,),), tolerance=1e-3)
 
+PLENTY = 1 << 40
+"""Credit, in bytes, of a broker that is never full."""
+
 
 class FakeBroker:
     """Hands out what is in ``leases`` and ``announcement``, remembers all it was told."""
@@ -101,7 +104,13 @@ class FakeBroker:
         reply: Reply
         if isinstance(message, Register):
             self._known.add(peer)
-            reply = Registered(run_id="run", broker_nonce="one", heartbeat_s=0.05, lease_s=5.0)
+            reply = Registered(
+                run_id="run",
+                broker_nonce="one",
+                heartbeat_s=0.05,
+                lease_s=5.0,
+                credit_bytes=PLENTY,
+            )
         elif peer not in self._known:
             reply = Refused(code="unregistered", reason="register first")
         else:

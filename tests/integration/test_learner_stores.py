@@ -27,7 +27,8 @@ from common.messages import (
 )
 from common.metrics import Metrics
 from common.payloads.backing import MemoryBacking
-from common.payloads.service import PayloadServer, PayloadService
+from common.payloads.server import PayloadServer
+from common.payloads.service import PayloadService
 from common.types import RolloutHeader, RolloutId
 from learner.group_source import Chunk
 from learner.lineage import Lineage
@@ -96,7 +97,7 @@ def two_stores(broker: BrokerWithStores, folder: Path, num_groups: int) -> Itera
                     arrays = broker.sample(group_id, index)
                     backing.add(broker._header(rollout_id, arrays), arrays.frames())
             socket = BrokerSocket.bind(f"ipc://{folder}/{name}.sock")
-            servers.append(PayloadServer(socket, PayloadService(backing, identity), Metrics()))
+            servers.append(PayloadServer(socket, PayloadService(backing), identity, Metrics()))
             broker.addresses[name] = servers[-1].endpoint
             tasks.append(loop.create_task(servers[-1].serve()))
 

@@ -122,8 +122,10 @@ def test_a_key_for_one_process_is_refused_to_others(broker: SecureBroker) -> Non
 
 
 def test_a_revoked_client_is_cut_off_within_five_seconds_and_its_work_goes_to_others(
-    broker: SecureBroker,
+    tmp_path: Path,
 ) -> None:
+    broker = SecureBroker(tmp_path, dead_after_s=60.0)
+    broker.start()
     make_keys(broker.keys, [("actor", "actor-7")])
 
     async def lease(name: str) -> tuple[float, str]:
@@ -164,6 +166,7 @@ def test_a_revoked_client_is_cut_off_within_five_seconds_and_its_work_goes_to_ot
     assert "revoked" in message
     seven = broker.security(Role.ACTOR, "actor-7")
     assert "does not accept the key" in _refusal(broker, seven)
+    broker.stop()
 
 
 def test_a_broker_with_a_key_that_others_can_read_does_not_start(tmp_path: Path) -> None:

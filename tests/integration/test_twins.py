@@ -60,13 +60,13 @@ class Holder:
 def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
     broker = BrokerProcess(tmp_path, dead_after_s=60.0)
     broker.start()
-
-    async def wait_until_it_serves() -> None:
-        await (await broker.connect(Role.SUPERVISOR, "supervisor")).close()
-
-    asyncio.run(wait_until_it_serves())
+    asyncio.run(_wait_until_it_serves(broker))
     yield broker
     broker.stop()
+
+
+async def _wait_until_it_serves(broker: BrokerProcess) -> None:
+    await (await broker.connect(Role.SUPERVISOR, "supervisor")).close()
 
 
 async def _join(broker: BrokerProcess) -> float:
@@ -101,10 +101,17 @@ def test_a_live_twin_is_refused_and_told_who_has_its_name(broker: BrokerProcess)
     broker.start()
 
 
-def test_a_killed_process_is_replaced_at_once(broker: BrokerProcess) -> None:
+def test_a_killed_process_is_replaced_at_once(tmp_path: Path) -> None:
+    """Its connection tells, long before two heartbeats have been missed."""
+    broker = BrokerProcess(tmp_path, dead_after_s=60.0)
+    text = broker.run_file.read_text()
+    broker.run_file.write_text(text.replace("heartbeat_s = 0.2", "heartbeat_s = 20.0"))
+    broker.start()
+    asyncio.run(_wait_until_it_serves(broker))
     holder = Holder(broker)
     holder.end()
-    assert asyncio.run(_join(broker)) < 2.0  # dead_after_s is 60
+    assert asyncio.run(_join(broker)) < 4.0
+    broker.stop()
 
 
 def test_a_stopped_process_is_replaced_after_two_heartbeats(broker: BrokerProcess) -> None:

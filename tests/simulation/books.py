@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from broker import events
 from broker.engine import PayloadStore
 from broker.events import AnyEvent
+from broker.groups import Place
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
 from common.codec import Buffer
@@ -236,6 +237,7 @@ class Books:
         elif isinstance(event, events.Resumed):
             kept = {s: ids for s, ids in self._stepped.items() if s < event.checkpoint_step}
             self._stepped = kept
+            self._check_put_back(ledger)
         elif isinstance(event, events.Evicted):
             for group_id in event.group_ids:
                 self._check_eviction(group_id, event.reason)
@@ -243,6 +245,14 @@ class Books:
         elif isinstance(event, events.DeadLettered):
             self._check_dead_letter(event.group_id)
             self._end([event.group_id], "dead_lettered")
+
+    def _check_put_back(self, ledger: Ledger) -> None:
+        """A learner starts anew: nothing may stay with the one before."""
+        kept = {group_id for group_ids in self._stepped.values() for group_id in group_ids}
+        for group in ledger.groups.values():
+            if group.place is not Place.OPEN and group.group_id not in kept:
+                text = f"group {group.group_id} stays with a learner that is gone"
+                raise Violation("G10", text, group.group_id)
 
     def _end(self, group_ids: Iterable[int], how: str) -> None:
         for group_id in group_ids:

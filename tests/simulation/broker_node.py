@@ -208,8 +208,7 @@ class BrokerNode:
 
     def _flip_a_bit(self) -> None:
         self._disk.flips_next = False
-        is_refused = self._disk.check_flipped_bit(self._rules)
-        self._network.trace.fault("bit_refused" if is_refused else "bit_without_effect")
+        self._network.trace.fault(self._disk.check_flipped_bit(self._rules))
 
     def _assemble(self) -> tuple[Server, Journal]:
         self._num_lives += 1

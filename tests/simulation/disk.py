@@ -15,6 +15,13 @@ from pathlib import Path
 
 from broker.journal.files import Files
 from broker.journal.journal import Journal
+from broker.journal.records import (
+    MAGIC,
+    SEGMENT_HEADER_BYTES,
+    decode_record_header,
+    decode_segment_header,
+    salt_crc,
+)
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules, LedgerState
 from common.errors import JournalError
@@ -132,12 +139,16 @@ class Disk:
 
     # --- damage at rest ---------------------------------------------------------------------------
 
-    def check_flipped_bit(self, rules: LedgerRules) -> bool:
-        """Flip one bit of a copy: it must be refused, or change nothing; returns which it was."""
+    def check_flipped_bit(self, rules: LedgerRules) -> str:
+        """Flip one bit of a copy: it must be refused, or change nothing; returns which it was.
+
+        A bit of what the very last sync wrote cannot be told from a write that the crash tore
+        (``broker.journal.scan``): that much may be cut, and no more.
+        """
         damaged = self._copy()
         paths = [path for path in damaged.files() if damaged.read(path).rstrip(b"\0")]
         if not paths:
-            return False
+            return "nothing_to_flip"
         path = self._random.choice(paths)
         content = bytearray(damaged.read(path))
         at = self._random.randrange(len(bytes(content).rstrip(b"\0")))
@@ -146,10 +157,28 @@ class Disk:
         try:
             found = self._read_all(damaged, rules)
         except JournalError:
-            return True
-        if found != self._read_all(self._copy(), rules):
+            return "bit_refused"
+        if found == self._read_all(self._copy(), rules):
+            return "bit_without_effect"
+        if (path, at) < self._first_unvouched():
             raise Violation("G1", f"bit flipped at {path.name}:{at} was accepted")
-        return False
+        return "bit_in_last_sync"
+
+    def _first_unvouched(self) -> tuple[Path, int]:
+        """Where the first record stands that no other record says was durable."""
+        headers = []
+        for path in sorted(self.fake.files()):
+            content = self.fake.read(path)
+            segment = decode_segment_header(content[:SEGMENT_HEADER_BYTES])
+            at = content.find(MAGIC, SEGMENT_HEADER_BYTES)
+            while segment is not None and at >= 0:
+                header = decode_record_header(salt_crc(segment.salt), content, at)
+                if header is not None:
+                    headers.append((path, at, header))
+                at = content.find(MAGIC, at + 1)
+        durable = max((header.durable for _, _, header in headers), default=0)
+        unvouched = [(path, at) for path, at, header in headers if header.sequence > durable]
+        return min(unvouched, default=(Path("~"), 0))
 
     def _copy(self) -> FakeDisk:
         """A copy to try things on, which takes no time."""

@@ -12,8 +12,9 @@ import msgspec
 
 from common.codec import Buffer, Decoded
 from common.errors import RefusedError, RequestTimeoutError
+from common.liveness import Backoff
 from common.messages import Heartbeat, HeartbeatReply, Lease, Request
-from common.transport import Backoff, Channel
+from common.transport import Channel
 from common.types import Role, WeightVersion
 from tests.simulation.behaviour import Behaviour
 from tests.simulation.books import Books

@@ -21,9 +21,7 @@ def main() -> int:
     options = _options()
     quiet = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=quiet)
-    plan = Plan(
-        seed=options.seed, kills=options.kills, points=options.points, scale=options.scale
-    )
+    plan = Plan(seed=options.seed, kills=options.kills, points=options.points, scale=options.scale)
     outcomes = []
     print(head(), flush=True)
     for name in options.only or CAMPAIGNS:

@@ -52,7 +52,7 @@ class Outcome:
 
     def blame(self, kind: str, what: object) -> None:
         """Note one broken promise."""
-        self.violations.append(f"{kind}: {what}")
+        self.violations.append(f"{kind}: {what}"[:400])
 
 
 class Campaign:
@@ -128,14 +128,19 @@ class Campaign:
     async def until_ready(self) -> float:
         """Seconds until the broker of this life serves."""
         started_s = time.monotonic()
-        file = self.broker.paths.ready / "broker.json"
         async with asyncio.timeout(_READY_S):
-            while True:
-                with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-                    state = json.loads(file.read_text())
-                    if state["pid"] == self._pid and state["state"] == "ready":
-                        return time.monotonic() - started_s
+            while not self.is_ready():
                 await asyncio.sleep(_POLL_S)
+        return time.monotonic() - started_s
+
+    def is_ready(self) -> bool:
+        """Whether this life of the broker says that it serves."""
+        file = self.broker.paths.ready / "broker.json"
+        try:
+            state = json.loads(file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return bool(state["pid"] == self._pid and state["state"] == "ready")
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
         """What the broker logged under ``event``, over all its lives."""
@@ -185,9 +190,8 @@ class Campaign:
         await probe.close()
         read_diaries(self.folder, self.history)
         self.history.dead = {line["group"] for line in self.log_lines("group dead-lettered")}
-        left = sorted(self.history.untrained())
-        for start in range(0, len(left), 256):
-            await learner.check_arrays(left[start : start + 256])
+        evicted = (await learner.status()).groups.evicted
+        await learner.check_kept(self.history.untrained(), num_evicted=evicted)
         await learner.channel.request(CommitCheckpoint(policy_step=len(learner.steps)))
         await learner.channel.request(EndRun())
         self.history.check_end(await learner.status())

@@ -69,6 +69,10 @@ class Client:
             await asyncio.sleep(channel.registered.heartbeat_s)
             await channel.request(Heartbeat(leases=tuple(self.held)))
 
+    async def run(self) -> None:
+        """Live until the run ends or this is cancelled."""
+        raise NotImplementedError
+
     async def live(self, role: Role, *duties: Callable[[Channel], Awaitable[None]]) -> None:
         """Do all duties until the run ends or this is cancelled."""
         channel = await self.connect(role, self.name)
@@ -110,9 +114,7 @@ class Sampler(Client):
             if not self.serving:
                 await asyncio.sleep(0.02)
                 continue
-            ask = LeasePrompts(
-                serving=self.serving[-1], max_groups=self.max_groups, wait_s=_ASK_S
-            )
+            ask = LeasePrompts(serving=self.serving[-1], max_groups=self.max_groups, wait_s=_ASK_S)
             reply = (await channel.request(ask)).message
             assert isinstance(reply, PromptLeases)
             self.held.update(item.lease for item in reply.leases)
@@ -178,7 +180,7 @@ class Judge(Client):
     def _verdict(self, lease: RolloutLease) -> Verdict:
         if self.poisonous(lease.rollout.rollout_id.group_id):
             reason = f"{self.name}: the child died of signal 11"
-            return Verdict(status=VerdictStatus.INFRA_ERROR, reason=reason)
+            return Verdict(status=VerdictStatus.INFRA_ERROR, reward=None, reason=reason)
         reward = self.dice.uniform(LEAST_REWARD, 1.0)
         return Verdict(status=VerdictStatus.GRADED, reward=reward)
 
@@ -217,9 +219,9 @@ class Learner(LearnerClient):
         )
         reply = (await self.channel.request(pull)).message
         assert isinstance(reply, Groups)
-        await self.check_arrays(
-            [item.rollout.rollout_id for group in reply.groups for item in group.rollouts]
-        )
+        ids = [item.rollout.rollout_id for group in reply.groups for item in group.rollouts]
+        if not await self.check_arrays(ids):
+            self.history.blame("lost", f"handed over, and the arrays are gone: {ids}")
         return reply.groups
 
     async def _commit(self, policy_step: int, groups: list[VerifiedGroup]) -> None:
@@ -232,18 +234,26 @@ class Learner(LearnerClient):
         if (policy_step + 1) % self.checkpoint_every == 0:
             await self.channel.request(CommitCheckpoint(policy_step=policy_step + 1))
 
-    async def check_arrays(self, rollout_ids: list[RolloutId]) -> None:
-        """The bytes that were acknowledged are the bytes that come back."""
+    async def check_kept(self, rollouts: dict[int, list[RolloutId]], num_evicted: int) -> None:
+        """All of these groups are still there, but for those that the broker says it evicted."""
+        gone = [group for group, ids in rollouts.items() if not await self.check_arrays(ids)]
+        if len(gone) > num_evicted:
+            self.history.blame("lost", f"groups {gone} are gone, {num_evicted} were evicted")
+
+    async def check_arrays(self, rollout_ids: list[RolloutId]) -> bool:
+        """The bytes that were acknowledged are the bytes that come back; False without any."""
         if not rollout_ids:
-            return
+            return True
         try:
             reply = await self.channel.request(FetchRollouts(rollout_ids=tuple(rollout_ids)))
         except RefusedError as error:
-            self.history.blame("lost", f"{rollout_ids}: {error}")
-            return
+            if error.code != "gone":
+                raise
+            return False
         assert isinstance(reply.message, Rollouts)
         for place, rollout_id in enumerate(rollout_ids):
             sent = [bytes(frame) for frame in arrays_of(rollout_id).frames()]
             got = [bytes(frame) for frame in reply.frames[3 * place : 3 * place + 3]]
             if got != sent:
                 self.history.blame("unexpected", f"{rollout_id} came back with other bytes")
+        return True

@@ -14,8 +14,7 @@ from tests.chaos.broker.nursery import Nursery, Wish, signal_client
 
 _THINK_S = 0.02
 Kind = Literal["actor", "verifier"]
-NUM_ACTORS = 4
-NUM_VERIFIERS = 3
+ROLES: tuple[Kind, ...] = ("actor", "actor", "actor", "actor", "verifier", "verifier", "verifier")
 
 
 def nobody(_: Campaign) -> list[Coroutine[Any, Any, None]]:
@@ -38,9 +37,8 @@ class Deaths:
         self.nursery = Nursery()
         campaign.at_end.callback(self.nursery.close)
         turns = iter(range(self.num_trials))
-        roles: list[Kind] = ["actor"] * NUM_ACTORS + ["verifier"] * NUM_VERIFIERS
         await asyncio.gather(
-            *(self._suffer(campaign, kind, place, turns) for place, kind in enumerate(roles))
+            *(self._suffer(campaign, kind, place, turns) for place, kind in enumerate(ROLES))
         )
 
     async def _suffer(

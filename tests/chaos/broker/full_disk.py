@@ -12,9 +12,10 @@ import errno
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import RequestTimeoutError
 from common.messages import GetStatus
 from common.transport import Channel
 from common.types import Role
@@ -71,6 +72,8 @@ class FullDisk:
     folder: Path
     num_times: int
     kills: bool = True
+    _is_refused: asyncio.Event = field(default_factory=asyncio.Event)
+    """A broker that was killed may find no room to start again, until there is some."""
 
     async def __call__(self, campaign: Campaign) -> None:
         probe = await campaign.broker.connect(Role.SUPERVISOR, "watcher")
@@ -95,20 +98,23 @@ class FullDisk:
             await asyncio.sleep(_POLL_S)
         accepted = len(campaign.history.rollouts)
         if kill:
+            self._is_refused.set()
             campaign.kill()
+            await asyncio.sleep(campaign.dice.uniform(0.0, 2.5) * _RESTART_S)
         else:
             await self._check_control(campaign, probe)
             stalled = len(campaign.history.rollouts) == accepted
             outcome.measures["times stalled"] = outcome.measures.get("times stalled", 0) + stalled
         ballast.free()
+        if kill:
+            await self._until_back(campaign)
         await self._check_resumed(campaign, kill=kill)
 
     async def _check_control(self, campaign: Campaign, probe: Channel) -> None:
-        started_s = time.monotonic()
-        await probe.request(GetStatus(), timeout_s=_GIVE_UP_S)
-        seconds = time.monotonic() - started_s
-        if seconds > CONTROL_GOAL_S:
-            campaign.outcome.blame("slow", f"control message after {seconds:.2f} s of a full disk")
+        try:
+            await probe.request(GetStatus(), timeout_s=CONTROL_GOAL_S)
+        except RequestTimeoutError as error:
+            campaign.outcome.blame("mute", f"control message on a full disk: {error}")
 
     async def _check_resumed(self, campaign: Campaign, *, kill: bool) -> None:
         """Space is back: rollouts are accepted again, soon and by themselves."""
@@ -122,14 +128,21 @@ class FullDisk:
         if not kill and seconds > RESUME_GOAL_S:
             campaign.outcome.blame("slow", f"accepted again {seconds:.2f} s after space was back")
 
+    async def _until_back(self, campaign: Campaign) -> None:
+        """A life that was started since serves; one may have found no room to start."""
+        async with asyncio.timeout(_GIVE_UP_S):
+            while campaign.was_killed or not campaign.is_ready():
+                await asyncio.sleep(_POLL_S)
+        self._is_refused.clear()
+
     async def _keep_alive(self, campaign: Campaign) -> None:
         """A supervisor: a dead broker is started again; one that was not killed is a finding."""
         while True:
             code = await campaign.until_dead(limit_s=None)
-            if code >= 0:
-                campaign.outcome.faults[f"refused to start or stopped, exit {code}"] += 1
+            if code >= 0 and self._is_refused.is_set():
+                campaign.outcome.faults["start refused on a full disk"] += 1
+            elif code >= 0:
                 tail = campaign.log.read_text()[-300:]
-                if not campaign.was_killed:
-                    campaign.outcome.blame("died", f"exit {code} on a full disk: {tail}")
+                campaign.outcome.blame("died", f"exit {code} on a full disk: {tail}")
             await asyncio.sleep(_RESTART_S)
             campaign.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -59,8 +60,8 @@ def main() -> int:
     quiet = structlog.make_filtering_bound_logger(logging.ERROR)
     structlog.configure(wrapper_class=quiet)
     _, file, kind, *numbers = sys.argv
-    campaign = {"disk": disk, "partition": partition}[kind]
-    write_outcome(Path(file), campaign(*map(int, numbers)))
+    campaigns: dict[str, Callable[..., Outcome]] = {"disk": disk, "partition": partition}
+    write_outcome(Path(file), campaigns[kind](*map(int, numbers)))
     return 0
 
 

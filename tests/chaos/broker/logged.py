@@ -35,11 +35,11 @@ class LoggedBroker(BrokerProcess):
         self.run_file.write_text(text)
 
     @property
-    def log(self) -> Path:
+    def log_file(self) -> Path:
         return self.folder / "broker.log"
 
     def start(self) -> None:
-        with self.log.open("a") as log:
+        with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "common.cli", "broker", str(self.run_file)],
                 cwd=REPOSITORY,
@@ -54,7 +54,9 @@ class LoggedBroker(BrokerProcess):
         deadline_s = time.monotonic() + _START_S
         while not self.paths.endpoint_file.exists():
             if time.monotonic() > deadline_s:
-                raise TimeoutError(f"no broker after {_START_S:.0f} s:\n{self.log.read_text()}")
+                raise TimeoutError(
+                    f"no broker after {_START_S:.0f} s:\n{self.log_file.read_text()}"
+                )
             time.sleep(0.01)
         return read_endpoint(self.config, self.paths)()
 

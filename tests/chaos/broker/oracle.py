@@ -8,11 +8,13 @@ step or an announcement that was acknowledged and is not what it was), *over age
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.messages import Status
 from common.types import RolloutId, Verdict, VerifiedGroup
+
+_MAX_TEXT = 400
 
 
 @dataclass
@@ -36,7 +38,7 @@ class History:
 
     def blame(self, kind: str, what: object) -> None:
         """Note one broken promise."""
-        self.violations.append(f"{kind}: {what}")
+        self.violations.append(f"{kind}: {what}"[:_MAX_TEXT])
 
     # --- what clients saw -------------------------------------------------------------------------
 
@@ -104,7 +106,11 @@ class History:
         if counts.dead_lettered != len(self.dead):
             self.blame("imbalance", f"{counts.dead_lettered} dead letters, {len(self.dead)} logged")
 
-    def untrained(self) -> Iterable[RolloutId]:
-        """Acknowledged rollouts of groups that are in no step: they must still be there."""
+    def untrained(self) -> dict[int, list[RolloutId]]:
+        """Acknowledged rollouts by group, of groups in no step: they must still be there."""
         done = {group for step in self.steps for group in step} | self.dead
-        return (item for item in self.rollouts if item.group_id not in done)
+        left: dict[int, list[RolloutId]] = {}
+        for rollout_id in sorted(self.rollouts):
+            if rollout_id.group_id not in done:
+                left.setdefault(rollout_id.group_id, []).append(rollout_id)
+        return left

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from tests.chaos.broker.campaign import Campaign
-from tests.chaos.broker.deaths import NUM_ACTORS, NUM_VERIFIERS, client_wish
+from tests.chaos.broker.deaths import ROLES, client_wish
 from tests.chaos.broker.namespace import command
 from tests.chaos.broker.nursery import Nursery
 
@@ -36,8 +36,7 @@ class Partitions:
     far: Nursery
 
     async def __call__(self, campaign: Campaign) -> None:
-        for place in range(NUM_ACTORS + NUM_VERIFIERS):
-            kind = "actor" if place < NUM_ACTORS else "verifier"
+        for place, kind in enumerate(ROLES):
             self.far.start(client_wish(campaign, kind, f"{kind}-{place}", campaign.dice))
         for _ in range(self.num_times):
             await self._until_moving(campaign)

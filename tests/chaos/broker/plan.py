@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.broker_process import BrokerProcess
-from tests.chaos.broker.campaign import Campaign, Outcome
+from tests.chaos.broker import burdens, fleet, flood, namespace, oversize, recovery, replay
+from tests.chaos.broker.campaign import ENDLESS, Campaign, Outcome
 from tests.chaos.broker.deaths import Deaths, nobody
 from tests.chaos.broker.kills import Death, Kills, numbered_deaths, random_deaths
 from tests.chaos.broker.network import BadLinks, ProxiedBroker, SlowLinks, working_cast
 
 DEATHS_PER_RUN = 100
-ENDLESS = 1_000_000
+_INSIDE = "tests.chaos.broker.inside"
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,79 @@ def _deaths(plan: Plan) -> Iterator[Outcome]:
         yield Campaign(folder, "clients", plan.seed, broker).run(Deaths(plan.times(1000)), nobody)
 
 
+def _poison(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield burdens.poison(folder, 30 * plan.scale, plan.seed)
+
+
+def _slow_actor(plan: Plan) -> Iterator[Outcome]:
+    for staleness in ("wait", "mask_tokens", "drop_group"):
+        with scratch() as folder:
+            yield burdens.straggler(folder, 30 * plan.scale, plan.seed, staleness)
+
+
+def _partition(plan: Plan) -> Iterator[Outcome]:
+    yield namespace.run_inside(_INSIDE, "partition", str(plan.seed), str(plan.times(50)))
+
+
+def _disk(plan: Plan) -> Iterator[Outcome]:
+    """Disks of three sizes; each fills up and is freed 20 times."""
+    for kilobytes in (256, 1024, 4096):
+        numbers = (plan.seed, plan.times(20), kilobytes)
+        yield namespace.run_inside(_INSIDE, "disk", *map(str, numbers))
+
+
+def _replay(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield replay.replay(folder, plan.seed)
+
+
+def _twins(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield replay.twins(folder, plan.times(20), plan.seed)
+
+
+def _fleet(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield fleet.storm(folder, 1000, plan.times(10), plan.seed)
+
+
+def _fair_share(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield fleet.fairness(folder, 1000, max(5.0, 20 * plan.scale), plan.seed)
+
+
+def _recovery(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield recovery.recovery(folder, round(1e9 * plan.scale), plan.seed)
+
+
+def _flood(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        size = flood.Flood(round(2e9 * plan.scale), memory_bytes=256 << 20)
+        yield flood.flood(folder, size, plan.seed)
+
+
+def _oversize(plan: Plan) -> Iterator[Outcome]:
+    with scratch() as folder:
+        yield oversize.oversize(folder, plan.seed)
+
+
 CAMPAIGNS: dict[str, Callable[[Plan], Iterator[Outcome]]] = {
     "random": _random,
     "numbered": _numbered,
     "clients": _deaths,
     "network": _network,
     "slow-links": _slow_links,
+    "partition": _partition,
+    "poison": _poison,
+    "slow-actor": _slow_actor,
+    "fleet": _fleet,
+    "fair-share": _fair_share,
+    "disk": _disk,
+    "replay": _replay,
+    "twins": _twins,
+    "oversize": _oversize,
+    "recovery": _recovery,
+    "flood": _flood,
 }

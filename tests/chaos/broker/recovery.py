@@ -26,9 +26,7 @@ _WAIT_S = 120.0
 _STARTS = 3
 
 
-def sized_rollout(
-    rollout_id: RolloutId, num_bytes: int
-) -> tuple[RolloutHeader, Sequence[Buffer]]:
+def sized_rollout(rollout_id: RolloutId, num_bytes: int) -> tuple[RolloutHeader, Sequence[Buffer]]:
     """A rollout with about ``num_bytes`` of arrays; its contents follow from its id."""
     num_tokens = max(1, num_bytes // _TOKEN_BYTES)
     header = rollout_header(
@@ -41,9 +39,9 @@ def sized_rollout(
     return header, [bytes(12), token * num_tokens, bytes(4 * num_tokens)]
 
 
-async def lease_ids(channel: Channel) -> list[RolloutId]:
+async def lease_ids(channel: Channel, max_groups: int = _WINDOW) -> list[RolloutId]:
     """Some more rollouts to sample; none when nobody may sample more for now."""
-    ask = LeasePrompts(serving=version(0), max_groups=_WINDOW, wait_s=1.0)
+    ask = LeasePrompts(serving=version(0), max_groups=max_groups, wait_s=1.0)
     reply = (await channel.request(ask)).message
     assert isinstance(reply, PromptLeases)
     return [
@@ -116,9 +114,7 @@ async def _registered_in(broker: LoggedBroker) -> float:
     return time.monotonic() - started_s
 
 
-async def _fill(
-    broker: LoggedBroker, num_bytes: int, dice: random.Random, outcome: Outcome
-) -> int:
+async def _fill(broker: LoggedBroker, num_bytes: int, dice: random.Random, outcome: Outcome) -> int:
     """Submit rollouts until the broker holds so much; returns the bytes acknowledged."""
     channel = await broker.connect(Role.ACTOR, "actor-0")
     total = 0

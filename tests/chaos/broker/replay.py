@@ -117,7 +117,10 @@ async def _arrays(learner: Learner, rollouts: set[RolloutId]) -> list[bytes]:
     """The bytes of all rollouts that are still kept, those of groups not yet in a step."""
     done = {group for step in learner.steps for group in step}
     left = tuple(sorted(one for one in rollouts if one.group_id not in done))
-    reply = await learner.channel.request(FetchRollouts(rollout_ids=left))
+    try:
+        reply = await learner.channel.request(FetchRollouts(rollout_ids=left))
+    except RefusedError as error:
+        return [str(error).encode()]
     return [bytes(frame) for frame in reply.frames]
 
 
@@ -156,7 +159,10 @@ async def _twins(campaign: Campaign, nursery: Nursery, number: int, outcome: Out
         asyncio.create_task(_join_as(campaign, name, pid, outcome))
         for name, pid in zip(names, pids, strict=True)
     ]
-    await _until(lambda: len(campaign.log_lines("refused a second process")) >= number)
+    try:
+        await _until(lambda: len(campaign.log_lines("refused a second process")) >= number)
+    except TimeoutError:
+        outcome.blame("twin", "not every second process was refused")
     outcome.measures["all refused after, s"] = time.monotonic() - started_s
     await asyncio.gather(*joining)
 

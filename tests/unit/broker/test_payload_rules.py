@@ -49,7 +49,7 @@ class StoreDriver(Driver):
 def test_a_lost_rollout_is_sampled_and_verified_again_and_the_other_one_is_kept() -> None:
     driver = StoreDriver()
     first, second = driver.verified_in("store-0", "store-1")
-    assert driver.report([second]) == 1
+    assert driver.report([second, second]) == 1
     assert driver.phases(first.group_id) == [Phase.VERIFIED, Phase.WAITING]
     assert driver.pull(0) == []
     again = driver.leased()

@@ -20,7 +20,14 @@ _KEYS = {
 }
 _MAY = {
     Role.ACTOR: {
-        *("LeasePrompts", "SubmitRollout", "ReturnLease", "WatchWeights", "ReportWeights"),
+        *(
+            "LeasePrompts",
+            "ReserveBytes",
+            "SubmitRollout",
+            "ReturnLease",
+            "WatchWeights",
+            "ReportWeights",
+        ),
         "ListEnded",
     },
     Role.VERIFIER: {"LeaseRollouts", "SubmitVerdict", "ReturnLease", "ReportLost"},

@@ -49,6 +49,8 @@ def test_what_was_committed_is_there_when_the_store_starts_again(
     headers = put(before, 50)
     before.drop_groups(range(10, 20))
     before.commit()
+    with pytest.raises(KeyError):
+        before.payload(headers[10].rollout_id)
     before.close()
     after = opened(tmp_path, settings)
     assert sorted(after.group_ids()) == [*range(10), *range(20, 50)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import time
+import tracemalloc
 
 import msgpack
 import numpy as np
@@ -11,8 +13,18 @@ import pytest
 from common.arrays import RolloutArrays, arrays_from_frames
 from common.codec import MAX_HEADER_BYTES, Buffer, decode, encode
 from common.errors import DataError, DecodeError
-from common.messages import SCHEMA, Ack, Heartbeat, PullGroups, SubmitRollout
+from common.messages import (
+    SCHEMA,
+    WITH_FRAMES,
+    Ack,
+    Heartbeat,
+    PullGroups,
+    SubmitRollout,
+    has_manifest,
+    rollouts_in,
+)
 from tests.builders import rollout_arrays, rollout_header
+from tests.contract.samples import SAMPLES
 
 
 def frames_of(arrays: RolloutArrays) -> list[Buffer]:
@@ -61,7 +73,7 @@ def test_frames_of_another_length_than_the_header_says_are_refused() -> None:
 def test_an_unknown_field_is_refused() -> None:
     parts = encode(Ack(), 1)
     with pytest.raises(DecodeError, match="at most length"):
-        decode(reheader(parts, ["Ack", "accepted", "", "surprise"]))
+        decode(reheader(parts, [*msgpack.unpackb(parts[1]), "surprise"]))
 
 
 def test_a_map_is_refused_wherever_it_stands() -> None:
@@ -128,3 +140,65 @@ def test_a_negative_token_id_never_becomes_an_array() -> None:
     arrays.completion_token_ids[2] = -1
     with pytest.raises(DataError, match="token ids"):
         arrays_from_frames(arrays.frames())
+
+
+def test_the_messages_that_carry_frames_are_those_that_the_codec_counts_frames_of() -> None:
+    carrying = {type(one) for one in SAMPLES if rollouts_in(one) or has_manifest(one)}
+    assert carrying <= WITH_FRAMES
+    assert WITH_FRAMES - carrying <= {SubmitRollout}, "its sample has its arrays in a store"
+
+
+def test_frames_after_a_message_that_has_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="array frames have"):
+        encode(Ack(), 1, [b"more"])
+    with pytest.raises(DecodeError, match="array frames have"):
+        decode([*encode(Ack(), 1), b"more"])
+
+
+def test_text_that_is_not_utf8_is_refused() -> None:
+    parts = encode(Ack(), 1)
+    with pytest.raises(DecodeError, match="malformed"):
+        decode([parts[0], b"\x92\xa3Ack\xa2\xff\xfe"])
+
+
+def _hostile_headers() -> dict[str, bytes]:
+    """Headers at the cap that would cost much if they were parsed before they are checked."""
+    size = MAX_HEADER_BYTES
+    row = b"\xdd" + struct.pack(">I", 1 << 17) + b"\x90" * (1 << 17)
+    heartbeat = msgpack.packb("Heartbeat")
+    status = b"\x9d" + msgpack.packb("Status") + msgpack.packb("r") + b"\x96" + bytes(6)
+    return {
+        "empty arrays": b"\x93" + heartbeat + b"\xdd" + struct.pack(">I", size) + b"\x90" * size,
+        "maps": b"\x92\xa3Ack" + b"\x81\xa1a" * (size // 3),
+        "claims of four billion, one in another": b"\x93"
+        + heartbeat
+        + b"\xdd\xff\xff\xff\xff" * 9999,
+        "a claim of as many items as bytes": status
+        + b"\xdd"
+        + struct.pack(">I", size)
+        + bytes(size),
+        "one long text": b"\x92\xa3Ack\xdb" + struct.pack(">I", size) + b"x" * size,
+        "nesting": b"\x91" * size,
+        "arrays of empty arrays": b"\x92" + heartbeat + b"\xdc\x00\x40" + row * 63,
+    }
+
+
+@pytest.mark.parametrize("kind", _hostile_headers())
+def test_a_hostile_header_costs_no_more_memory_than_its_size(kind: str) -> None:
+    prelude = encode(Ack(), 1)[0]
+    header = _hostile_headers()[kind][:MAX_HEADER_BYTES]
+    tracemalloc.start()
+    with pytest.raises(DecodeError):
+        decode([prelude, header])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * MAX_HEADER_BYTES
+
+
+def test_a_hostile_header_is_refused_long_before_it_could_be_parsed() -> None:
+    prelude = encode(Ack(), 1)[0]
+    for kind, header in _hostile_headers().items():
+        start_s = time.process_time()
+        with pytest.raises(DecodeError):
+            decode([prelude, header[:MAX_HEADER_BYTES]])
+        assert time.process_time() - start_s < 0.5, kind

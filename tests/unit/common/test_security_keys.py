@@ -15,7 +15,7 @@ from common.errors import FatalError
 from common.keys_cli import ROLES, make_keys
 from common.security import ClientSecurity, key_problems, secret_file_of
 from common.security_clients import CLIENTS_FILE, KnownClient, WatchedClients, read_clients
-from common.security_keys import load_pair, load_public
+from common.security_keys import load_pair, load_public, make_pair
 from common.types import Role
 
 
@@ -70,6 +70,13 @@ def test_the_command_prints_no_secret_and_overwrites_nothing(tmp_path: Path) -> 
     assert "broker.key exists and is not overwritten" in again.stderr
     assert "Traceback" not in again.stderr
     assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_a_pair_is_not_made_over_another(keys: Path) -> None:
+    before = load_pair(keys / "actor.key_secret")
+    with pytest.raises(FatalError, match="actor.key exists and is not overwritten"):
+        make_pair(keys, "actor")
+    assert load_pair(keys / "actor.key_secret") == before
 
 
 def test_a_pair_for_one_process_is_added_and_preferred_by_it(keys: Path) -> None:

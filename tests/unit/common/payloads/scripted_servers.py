@@ -45,7 +45,7 @@ class ScriptedServer:
         if self.refusal:
             raise RefusedError(self.refusal, "scripted")
         asked = decode([bytes(part) for part in encode(message, 1, frames)])
-        answered = PayloadService(self.backing, IDENTITY).handle(
+        answered = PayloadService(self.backing).handle(
             asked.message,
             asked.frames,
         )

@@ -141,10 +141,9 @@ def test_what_a_server_says_it_does_not_hold_is_lost_at_once() -> None:
 def test_an_actor_that_the_broker_no_longer_knows_took_its_rollouts_with_it() -> None:
     broker = ScriptedBroker({"actor-0": ScriptedServer()}, unknown={"actor-0"})
     header = rollout_header()
-    fetching = consumer(broker, patience_s=60.0, gone_with_its_server=True).fetch(
-        wanted_of([header], ["actor-0"])
-    )
-    assert asyncio.run(fetching) == [None]
+    client_of_actor = consumer(broker, patience_s=60.0, gone_with_its_server=True)
+    fetching = client_of_actor.fetch(wanted_of([header], ["actor-0"]))
+    assert asyncio.run(asyncio.wait_for(fetching, 5.0)) == [None]
     assert broker.lost == [header.rollout_id]
 
 

@@ -1,0 +1,123 @@
+"""B4: how long a control message queues in a broker at half load, against a raw round trip.
+
+One process sends verdicts at half the rate that the broker was measured to take just before.
+Another sends one at a time and waits for its acknowledgement, which comes after the event is on
+disk. The baseline is a message of the same size to a ROUTER in another process that sends it back.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.bench.processes import BrokerUnderTest, Worker, close_all, fdatasync_seconds
+from deploy.bench.raw_client import MESSAGE_BYTES
+from deploy.bench.result import BenchResult, hardware_name, versions
+
+REPEATS = 7
+NUM_PROBES = 500
+PAUSE_S = 0.002
+"""Between two probes, so that they meet the broker in every state."""
+BURST = 20_480
+GROUP_SIZE = 16
+MAX_RATIO = 8.0
+
+
+@dataclass
+class _Samples:
+    """Percentiles of each repeat, in seconds."""
+
+    broker_p50: list[float] = field(default_factory=list)
+    broker_p99: list[float] = field(default_factory=list)
+    raw_p50: list[float] = field(default_factory=list)
+    raw_p99: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Round trip through the broker over the raw one, repeat by repeat."""
+        pairs = zip(self.broker_p99, self.raw_p99, strict=True)
+        return [ours / raw for ours, raw in pairs]
+
+
+def bench_latency() -> BenchResult:
+    """Measure; the gate is on the upper quartile of the ratio, lower is better."""
+    samples = _Samples()
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        folder = Path(name)
+        with BrokerUnderTest(folder, max_groups=1 << 20, group_size=GROUP_SIZE) as broker:
+            load = Worker("verdicts", broker.endpoint, "load")
+            probe = Worker("verdicts", broker.endpoint, "probe")
+            collector = Worker("collector", broker.endpoint)
+            try:
+                _one_repeat(load, probe, collector, folder, _Samples())  # warms up
+                for _ in range(REPEATS):
+                    _one_repeat(load, probe, collector, folder, samples)
+            finally:
+                close_all([load, probe, collector])
+    ratio = statistics.quantiles(samples.ratios, n=4)[2]
+    return BenchResult(
+        name="latency",
+        ratio=ratio,
+        goal=f"<= {MAX_RATIO:g}x the p99 of a raw round trip",
+        passed=ratio <= MAX_RATIO,
+        baseline=f"p99 of a round trip of {MESSAGE_BYTES} bytes to a ROUTER in another process",
+        hardware=hardware_name(),
+        details={
+            "ratio_by_repeat": samples.ratios,
+            "broker_p50_s": statistics.median(samples.broker_p50),
+            "broker_p99_s": statistics.median(samples.broker_p99),
+            "raw_p50_s": statistics.median(samples.raw_p50),
+            "raw_p99_s": statistics.median(samples.raw_p99),
+            "load_messages_per_second": statistics.median(samples.load),
+            **fdatasync_seconds(),
+            "versions": versions("pyzmq", "msgspec", "uvloop"),
+        },
+    )
+
+
+def _one_repeat(
+    load: Worker, probe: Worker, collector: Worker, folder: Path, samples: _Samples
+) -> None:
+    """A burst that tells the capacity, probes at half of it, then the baseline."""
+    load.ask("prepare", number=BURST)
+    burst = load.ask("fire", number=BURST)
+    half = 0.5 * BURST / (burst["end_s"] - burst["start_s"])
+    duration_s = NUM_PROBES * 2 * PAUSE_S
+    num_paced = _whole_groups(half * duration_s)
+    load.ask("prepare", number=num_paced)
+    probe.ask("prepare", number=_whole_groups(NUM_PROBES))
+    load.tell("pace", number=num_paced, per_second=half)
+    probed = probe.ask("probe", number=_whole_groups(NUM_PROBES), pause_s=PAUSE_S)
+    load.answer()
+    collector.ask("drain", number=(BURST + num_paced + _whole_groups(NUM_PROBES)) // GROUP_SIZE)
+    raw = _raw_round_trips(folder)
+    samples.load.append(half)
+    samples.broker_p50.append(_percentile(probed["seconds"], 50))
+    samples.broker_p99.append(_percentile(probed["seconds"], 99))
+    samples.raw_p50.append(_percentile(raw, 50))
+    samples.raw_p99.append(_percentile(raw, 99))
+
+
+def _raw_round_trips(folder: Path) -> list[float]:
+    endpoint = f"ipc://{folder}/echo"
+    echo = Worker("echo", endpoint)
+    echo.tell("run")
+    source = Worker("source", endpoint)
+    try:
+        source.ask("probe", number=NUM_PROBES // 5, pause_s=PAUSE_S)  # warms up
+        seconds: list[float] = source.ask("probe", number=NUM_PROBES, pause_s=PAUSE_S)["seconds"]
+    finally:
+        close_all([source, echo])
+    return seconds
+
+
+def _whole_groups(number: float) -> int:
+    return GROUP_SIZE * math.ceil(number / GROUP_SIZE)
+
+
+def _percentile(seconds: list[float], percent: int) -> float:
+    return statistics.quantiles(seconds, n=100)[percent - 1]
