@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from common.errors import JournalError
 SLOW_SYNC_S = 0.001
 """From here on a sync is worth the hand-over to a thread and back."""
 _SMOOTHING = 0.2
+_ASK_EVERY = 64
 
 
 class SyncedJournal(Protocol):
@@ -75,21 +75,23 @@ class SyncThread:
 class GroupCommit:
     """Batches of replies between their turn and the sync that covers them."""
 
-    def __init__(self, journal: SyncedJournal, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, journal: SyncedJournal, clock: Callable[[], float]) -> None:
         self._journal = journal
         self._clock = clock
+        self._when_done: Callable[[], None] | None = None
         self._thread: SyncThread | None = None
         self._staged: list[Outgoing] = []
         self._syncing: list[Outgoing] | None = None
         self._needs_sync = False
-        self._began_s = 0.0
         self._usual_s = 0.0
+        self._num_in_thread = 0
+        self._began_s = 0.0
         self.last_sync_s: float | None = None
         """Duration of the sync that the last :meth:`advance` saw the end of."""
 
     def use_thread(self, when_done: Callable[[], None]) -> None:
         """Let slow syncs run beside the caller; ``when_done`` is called in their thread."""
-        self._thread = SyncThread(self._journal.sync, when_done)
+        self._when_done = when_done
 
     def stage(self, outgoing: list[Outgoing], *, has_events: bool) -> None:
         """Take in the replies of a turn whose events have been written."""
@@ -103,13 +105,12 @@ class GroupCommit:
         """
         self.last_sync_s = None
         released: list[Outgoing] = []
-        if self._syncing is not None:
-            if self._thread is not None:
-                if self._thread.is_busy:
-                    return released
-                self._thread.check()
+        if self._syncing is not None and self._thread is not None:
+            if self._thread.is_busy:
+                return released
+            self._thread.check()
+            self.last_sync_s = self._clock() - self._began_s
             released, self._syncing = self._syncing, None
-            self._note_end()
         if self._needs_sync:
             self._begin_sync()
         if self._syncing is None:
@@ -125,13 +126,24 @@ class GroupCommit:
     def _begin_sync(self) -> None:
         self._needs_sync = False
         self._began_s = self._clock()
-        if self._thread is not None and self._usual_s > SLOW_SYNC_S:
+        if self._when_done is not None and self._belongs_in_thread():
+            if self._thread is None:
+                self._thread = SyncThread(self._journal.sync, self._when_done)
             self._syncing, self._staged = self._staged, []
             self._thread.begin()
-        else:
-            self._journal.sync()
-            self._note_end()
-
-    def _note_end(self) -> None:
+            return
+        self._journal.sync()
         self.last_sync_s = self._clock() - self._began_s
-        self._usual_s += _SMOOTHING * (self.last_sync_s - self._usual_s)
+        share = 1.0 if self._num_in_thread else _SMOOTHING
+        self._usual_s += share * (self.last_sync_s - self._usual_s)
+        self._num_in_thread = 0
+
+    def _belongs_in_thread(self) -> bool:
+        """Whether the disk is slow; once in a while that is asked of the disk itself.
+
+        How long a sync took in the thread is not known: the thread may have waited to tell.
+        """
+        if self._usual_s <= SLOW_SYNC_S or self._num_in_thread >= _ASK_EVERY:
+            return False
+        self._num_in_thread += 1
+        return True

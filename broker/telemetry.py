@@ -67,7 +67,7 @@ def count_events(metrics: Metrics, happened: Iterable[AnyEvent]) -> None:
             _count_event(metrics, event)
 
 
-_COUNTED = frozenset((events.Released, events.VerifyReleased, events.Counted))
+_COUNTED = frozenset((events.Released, events.VerifyReleased, events.PayloadLost, events.Counted))
 _COUNTERS = {
     Counter.QUARANTINED: "headrace_rollouts_quarantined_total",
     Counter.DUPLICATE: "headrace_rollouts_duplicate_total",
@@ -81,6 +81,8 @@ def _count_event(metrics: Metrics, event: AnyEvent) -> None:
         metrics.inc("headrace_leases_redelivered_total", len(event.indices), work="generate")
     elif isinstance(event, events.VerifyReleased):
         metrics.inc("headrace_leases_redelivered_total", work="verify")
+    elif isinstance(event, events.PayloadLost):
+        metrics.inc("headrace_payloads_lost_total")
     elif isinstance(event, events.Counted) and event.what in _COUNTERS:
         metrics.inc(_COUNTERS[event.what])
 

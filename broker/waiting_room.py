@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 
 import msgspec
 
@@ -77,7 +77,7 @@ class WaitingRoom:
         Such a request goes to the end of the line of those that serve the same.
         """
         moved = False
-        for ticket in list(self._by_client.get(client, ())):
+        for ticket in sorted(self._by_client.get(client, ())):
             place = self._places[ticket]
             line = _line_of(place.parked.request, serving)
             if line != place.line:
@@ -88,19 +88,18 @@ class WaitingRoom:
 
     def take_client(self, name: str) -> list[Parked]:
         """Forget and return the requests of a client that is gone or has connected anew."""
-        tickets = list(self._by_client.get(name, ()))
+        tickets = sorted(self._by_client.get(name, ()))
         return [place.parked for place in map(self._remove, tickets) if place is not None]
 
-    def offer(self, kinds: Iterable[type[Request]], attempt: Callable[[Parked], bool]) -> None:
+    def offer(self, kinds: Collection[type[Request]], attempt: Callable[[Parked], bool]) -> None:
         """Let held requests of these kinds try again; those for which ``attempt`` holds leave.
 
         A line is given up once ``MAX_FAILED_BY + 1`` different clients got nothing: no work is
         barred to more than ``MAX_FAILED_BY`` of them.
         """
         answered: list[Parked] = []
-        for kind in kinds:
-            lines = self._lines.get(kind)
-            if lines:
+        for kind, lines in self._lines.items():  # a set of kinds has no order that can be repeated
+            if lines and kind in kinds:
                 answered.extend(_answered(list(lines.values()), attempt))
         for parked in answered:
             self.discard(parked)

@@ -71,6 +71,13 @@ class Workload:
 
     def turn(self) -> None:
         """One turn of a server: some records, some ends, one commit, some upkeep."""
+        self.stage()
+        self.commit()
+        if self.log.maintain():
+            self.commit()
+
+    def stage(self) -> None:
+        """What a turn has to say."""
         for _ in range(self.random.randint(0, 4)):
             self.put()
         if self.random.random() < 0.5:
@@ -79,9 +86,7 @@ class Workload:
             self.append()
         if self.log.wants_checkpoint or self.random.random() < 0.05:
             self.checkpoint()
-        self.commit()
-        if self.log.maintain():
-            self.commit()
+        self._note_drops()
 
     def put(self) -> None:
         """A record of a group that is open, or of a new one; sometimes a key comes twice."""
@@ -113,9 +118,6 @@ class Workload:
 
     def commit(self) -> None:
         """Write, sync, acknowledge; a full disk leaves all of it for the next time."""
-        kept = Contents(self._kept(), self.now.checkpoint, self.now.turns)
-        if kept != self.now:  # drops that no turn took along become a record of their own
-            self.now = self.history[self.log.last_sequence + 1] = kept
         try:
             self.log.write()
         except JournalFullError:
@@ -124,6 +126,12 @@ class Workload:
         self.is_stalled = False
         self.log.sync()
         self.acknowledged = self.log.last_sequence
+
+    def _note_drops(self) -> None:
+        """Drops that no turn took along become a record of their own."""
+        kept = Contents(self._kept(), self.now.checkpoint, self.now.turns)
+        if kept != self.now:
+            self.now = self.history[self.log.last_sequence + 1] = kept
 
     def _kept(self) -> dict[Key, bytes]:
         records = {k: v for k, v in self.now.records.items() if k[0] not in self._dropped}

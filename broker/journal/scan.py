@@ -17,7 +17,7 @@ for every record, and its own loss is damage.
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +155,10 @@ class Scan:
         """Number of the first segment that is needed, as the log says."""
         self.next_sequence = 1 if segments[0].number == 1 else 0
         """Sequence that the next record would have; 0: any, for what came before was deleted."""
-        self._unvouched: deque[tuple[int, int, int]] = deque()
-        """Sequence, segment and offset of the records that no record says were durable."""
+        self._durable = 0
+        """Last sequence that a record says was durable."""
+        self._first_sequences: list[int] = []
+        """Of the segments in which a record was found."""
         self._readers = [SegmentReader(files, each, salt_crc(salt)) for each in segments]
 
     # --- the pass ---------------------------------------------------------------------------------
@@ -181,9 +183,9 @@ class Scan:
                 self.stop = Stop(position, offset, self._reason(header))
                 return None
             segment.tail += header.num_bytes
-            self._unvouched.append((header.sequence, position, offset))
-            while self._unvouched and self._unvouched[0][0] <= header.durable:
-                self._unvouched.popleft()
+            self._durable = header.durable
+            if offset == SEGMENT_HEADER_BYTES:
+                self._first_sequences.append(header.sequence)
             if header.kind in _HISTORY:
                 self.next_sequence = header.sequence + 1
                 yield record
@@ -245,11 +247,17 @@ class Scan:
 
         It may be in the page cache alone: after a failed sync the system takes it for written.
         """
-        if self._unvouched:
-            _, first, offset = self._unvouched[0]
-            for segment in self.segments[first:]:
-                yield segment, offset
-                offset = 0
+        position = max(bisect.bisect_right(self._first_sequences, self._durable) - 1, 0)
+        segment, reader = self.segments[position], self._readers[position]
+        offset = SEGMENT_HEADER_BYTES
+        while offset < segment.tail:
+            header = reader.header_at(offset)
+            if header is None or header.sequence > self._durable:
+                break
+            offset += header.num_bytes
+        yield segment, offset
+        for segment in self.segments[position + 1 :]:
+            yield segment, 0
 
     def is_blank(self, position: int) -> bool:
         """Whether nothing was ever written behind the tail of a segment."""

@@ -10,6 +10,7 @@ way: that is the part of the ledger.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -22,7 +23,10 @@ from common.codec import Buffer, Decoded, decode, encode
 from common.errors import FatalError
 from common.lifecycle import die_with_parent
 from common.messages import (
+    Ack,
+    Acks,
     AnyMessage,
+    Credit,
     Ended,
     EvictGroups,
     FetchRollouts,
@@ -37,6 +41,8 @@ from common.messages import (
     Register,
     Registered,
     Reply,
+    Request,
+    ReserveBytes,
     RolloutLeases,
     Rollouts,
     StoreAddress,
@@ -65,6 +71,7 @@ HIGH_WATER_MARK = 32
 """Messages that a queue of the baseline holds."""
 IDLE_MS = 1000
 _LEDGER_TICK_S = 0.02
+_RESERVED_AHEAD = 8 << 20
 PATIENCE_MS = 60_000
 _COMPLETION_TOKENS = (ROLLOUT_BYTES // 4 - PROMPT_TOKENS) // 2
 _VERSION = WeightVersion(incarnation=0, policy_step=0)
@@ -149,29 +156,30 @@ def pull(*endpoints: str) -> Orders:
 
 def put(endpoint: str, number_of_producer: str, notes: str, arrived: str) -> Orders:
     """Put ``number`` rollouts, tell a consumer of those that were acknowledged."""
-    store, note = _connected(endpoint), socket_of(zmq.PUSH, connect=(notes,))
+    store, note = CreditedClient(endpoint, Role.ACTOR), socket_of(zmq.PUSH, connect=(notes,))
     done = socket_of(zmq.PULL, bind=arrived)
-    frames = arrays() * PUT_ROLLOUTS
+    frames = arrays()
     first = int(number_of_producer) * _IDS_PER_PRODUCER
     number = _ready()["number"]
     waiting: deque[list[int]] = deque()
     sent = acknowledged = under_way = 0
     while acknowledged < number:
-        if sent < number and under_way + PUT_ROLLOUTS <= WINDOW:
-            ids = list(range(first + sent, first + min(sent + PUT_ROLLOUTS, number)))
+        size = min(PUT_ROLLOUTS, number - sent)
+        if size and under_way + size <= WINDOW and store.has_credit(size * ROLLOUT_BYTES):
+            ids = list(range(first + sent, first + sent + size))
             message = PutRollouts(rollouts=tuple(header_of(item) for item in ids))
-            store.send_multipart(encode(message, 1, frames[: 3 * len(ids)]), copy=False)
+            store.send(message, frames * size)
             waiting.append(ids)
-            sent, under_way = sent + len(ids), under_way + len(ids)
+            sent, under_way = sent + size, under_way + size
             continue
-        for ready, _ in _poll(store, done):
-            if ready is store:
-                _refuse_refusal(decode(store.recv_multipart()))
+        for ready, _ in _poll(store.socket, done):
+            if ready is done:
+                under_way -= int(done.recv())
+                continue
+            for _ in range(store.receive()):
                 ids = waiting.popleft()
                 acknowledged += len(ids)
                 note.send_json(ids)
-            else:
-                under_way -= int(done.recv())
     note.send_json([])
     note.close()
     return {}
@@ -310,24 +318,21 @@ def _ask_next(socket: zmq.Socket[bytes], left: deque[int]) -> None:
 
 def submit(endpoint: str, name: str) -> Orders:
     """Lease prompts and submit ``number`` rollouts with their arrays."""
-    client = RawClient(_CONTEXT, endpoint)
-    client.register(Role.ACTOR, name)
+    client = CreditedClient(endpoint, Role.ACTOR, name)
     frames = arrays()
     number = _ready()["number"]
-    sent = 0
+    sent = unanswered = 0
     while sent < number:
         room = min(WINDOW, number - sent)
-        leases = client.request(LeasePrompts(serving=_VERSION, max_groups=room, wait_s=10.0))
-        if not isinstance(leases, PromptLeases):
-            raise FatalError(f"the broker answered LeasePrompts with {type(leases).__name__}")
-        for item in leases.leases:
+        client.send(LeasePrompts(serving=_VERSION, max_groups=room, wait_s=10.0))
+        for item in client.receive_leases().leases:
+            while not client.has_credit(ROLLOUT_BYTES):
+                unanswered -= client.receive()
             header = header_of(item.lease.group_id, item.lease.attempt)
-            parts = encode(SubmitRollout(rollout=header), 1, frames)
-            client.socket.send_multipart(parts, copy=False)
-        unanswered = len(leases.leases)
+            client.send(SubmitRollout(rollout=header), frames)
+            sent, unanswered = sent + 1, unanswered + 1
         while unanswered:
-            unanswered -= client.receive_acks()
-        sent += len(leases.leases)
+            unanswered -= client.receive()
     return {}
 
 
@@ -355,6 +360,58 @@ def lease(endpoint: str, name: str) -> Orders:
 
 
 # --- common ---------------------------------------------------------------------------------------
+
+
+class CreditedClient:
+    """A producer's connection, with the byte credit that it was granted."""
+
+    def __init__(self, endpoint: str, role: Role, name: str = "producer") -> None:
+        self.socket = _connected(endpoint)
+        register = Register(role=role, name=name, nonce=name, host="localhost", pid=os.getpid())
+        self.send(register)
+        registered = _decode_frames(self.socket).message
+        if not isinstance(registered, Registered):
+            raise FatalError(f"the server answered Register with {registered}")
+        self._balance = registered.credit_bytes
+        self._is_asking = False
+
+    def has_credit(self, num_bytes: int) -> bool:
+        """Whether so much may be sent; if not, it is asked for."""
+        if self._balance < num_bytes and not self._is_asking:
+            self._is_asking = True
+            least = num_bytes - self._balance
+            self.send(ReserveBytes(least=least, most=least + _RESERVED_AHEAD, wait_s=10.0))
+        return self._balance >= num_bytes
+
+    def send(self, message: Request, frames: Sequence[Buffer] = ()) -> None:
+        """Send without waiting for the reply; arrays use up credit."""
+        if frames:
+            self._balance -= sum(map(len, frames))
+        self.socket.send_multipart(encode(message, 1, frames), copy=False)
+
+    def receive(self) -> int:
+        """Wait for one message; returns how many requests with arrays it acknowledges."""
+        return self._take(_decode_frames(self.socket).message)
+
+    def receive_leases(self) -> PromptLeases:
+        """Wait for prompts."""
+        while True:
+            message = _decode_frames(self.socket).message
+            if isinstance(message, PromptLeases):
+                return message
+            self._take(message)
+
+    def _take(self, message: AnyMessage) -> int:
+        if isinstance(message, Credit):
+            self._is_asking = False
+            self._balance += message.num_bytes
+            return 0
+        acks = [ack for _, ack in message.acks] if isinstance(message, Acks) else [message]
+        for ack in acks:
+            if not isinstance(ack, Ack):
+                raise FatalError(f"the server answered {ack}")
+            self._balance += ack.credit_bytes
+        return len(acks)
 
 
 def _connected(endpoint: str) -> zmq.Socket[bytes]:

@@ -14,7 +14,7 @@ _LEAST_CAP_BYTES = 192 << 20
 
 @pytest.mark.slow
 def test_producers_wait_and_say_so_and_nothing_is_lost(tmp_path: Path) -> None:
-    size = Flood(offered_bytes=400_000_000, memory_bytes=_LEAST_CAP_BYTES)
+    size = Flood(offered_bytes=420_000_000, memory_bytes=_LEAST_CAP_BYTES)
     outcome = flood(tmp_path, size, seed=1)
     assert outcome.violations == []
     assert outcome.num_acknowledged == 2 * size.num_groups

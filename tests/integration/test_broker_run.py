@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -220,62 +219,6 @@ def test_two_brokers_cannot_share_a_journal(broker: BrokerProcess) -> None:
     assert str(broker.paths.journal) in errors
     assert "another broker uses it" in errors
     assert "Traceback" not in errors
-
-
-def test_a_full_disk_ends_the_broker_with_a_cure_and_loses_nothing_acknowledged(
-    tmp_path: Path,
-) -> None:
-    """RLIMIT_FSIZE makes the write fail for real; with room again the run goes on."""
-    broker = BrokerProcess(tmp_path)
-    broker.start()
-
-    async def write_without_end(
-        learner: LearnerClient, actor: Channel, acknowledged: list[RolloutId]
-    ) -> None:
-        while True:
-            lease = (await _lease_one(actor)).lease
-            for index in lease.indices:
-                rollout_id = RolloutId(group_id=lease.group_id, index=index, attempt=lease.attempt)
-                for policy_step in range(40):
-                    await learner.publish(policy_step % 2)
-                await submit_rollout(actor, rollout_id, version(0))
-                acknowledged.append(rollout_id)
-
-    async def fill() -> list[RolloutId]:
-        learner = await LearnerClient.connect(broker)
-        process = broker.process
-        assert process is not None
-        size = broker.paths.journal.with_name("journal.sqlite-wal").stat().st_size
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 400_000, size + 400_000))
-        acknowledged: list[RolloutId] = []
-        actor = await broker.connect(Role.ACTOR, "actor-0")
-        writing = asyncio.create_task(write_without_end(learner, actor, acknowledged))
-        async with asyncio.timeout(30):
-            while process.poll() is None:
-                await asyncio.sleep(0.02)
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
-        await actor.close()
-        await learner.channel.close()
-        return acknowledged
-
-    acknowledged = asyncio.run(fill())
-    code, errors = broker.wait()
-    assert code == EXIT_FATAL
-    assert "journal.sqlite" in errors
-    assert "start the broker again" in errors
-    assert "Traceback" not in errors
-    broker.start()
-
-    async def check() -> list[str]:
-        channel = await broker.connect(Role.ACTOR, "actor-0")
-        outcomes = [await submit_rollout(channel, each, version(0)) for each in acknowledged]
-        await channel.close()
-        return outcomes
-
-    assert acknowledged
-    assert set(asyncio.run(check())) == {"accepted"}
-    broker.stop()
 
 
 def test_headrace_broker_names_the_line_of_a_bad_prompt_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ hold exactly what it held after some record, and that record is not before the l
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 
 import pytest
@@ -155,6 +155,50 @@ def test_a_single_call_of_upkeep_copies_no_more_than_its_budget(
     assert log.num_bytes <= 2 * log.live_bytes + 3 * 8 * SEGMENT_BYTES
 
 
+class BusyDisk(FakeDisk):
+    """While it syncs a file for one thread, another thread gets on with something."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def fdatasync(self, descriptor: int) -> None:
+        work, self.meanwhile = self.meanwhile, None
+        super().fdatasync(descriptor)
+        if work is not None:
+            work()
+
+
+def test_turns_that_are_written_while_the_disk_syncs_the_last_ones_survive_like_any_other() -> None:
+    """Also when the sync finds segments sealed and spares used up since it began."""
+    for seed in _seeds(60):
+        random, disk = Random(seed), BusyDisk()
+        log = open_log(disk)
+        work = Workload(random, log)
+        work.longest, work.turnover = 20_000, 0.4
+        _write_and_sync_at_once(work, disk, turns=random.randint(5, 40))
+        disk.crash(random)
+        again = open_log(disk)
+        assert again.last_sequence >= work.acknowledged
+        assert contents_of(again) == work.at(again.last_sequence)
+
+
+def _write_and_sync_at_once(work: Workload, disk: BusyDisk, turns: int) -> None:
+    log = work.log
+    for _ in range(turns):
+        work.stage()
+        log.write()
+        written = log.last_sequence
+
+        def next_turn() -> None:
+            if not log._segments._spare_lock.locked():  # a thread would wait there
+                work.stage()
+                log.write()
+
+        disk.meanwhile = next_turn
+        log.sync()
+        work.acknowledged = written
+        log.maintain()
+
+
 # --- a disk that refuses --------------------------------------------------------------------------
 
 
@@ -178,6 +222,24 @@ def test_a_failed_sync_stops_the_log_at_once_wherever_it_comes(operation: str) -
         life.live(turns=3)
 
 
+def test_what_only_the_page_cache_has_after_a_failed_sync_is_written_again_at_the_next_start() -> (
+    None
+):
+    """The system takes it for written; the next start reads it and may build on it."""
+    for seed in _seeds(30):
+        life = Life(seed)
+        life.live(turns=10)
+        syncs = [n for n, name in enumerate(life.disk.history, 1) if name == "fdatasync"]
+        life = Life(seed)
+        with pytest.raises(JournalError, match="Input/output error"):
+            life.live(life.random.choice(syncs[3:-1]), Fail(errno.EIO), turns=10)
+        life.disk.kill()
+        log = open_log(life.disk)
+        accepted = contents_of(log)
+        life.disk.crash(life.random)
+        assert contents_of(open_log(life.disk)) == accepted
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_is_full_at_any_single_operation_loses_nothing_and_stops_nobody(
     code: int,
@@ -196,12 +258,12 @@ def test_a_disk_that_is_full_at_any_single_operation_loses_nothing_and_stops_nob
 
 
 def test_a_write_that_stops_short_is_gone_on_with() -> None:
-    reference = Life(5)
-    reference.live()
+    reference = Life(6)
+    reference.live(turns=15)
     numbers = [n for n, name in enumerate(reference.disk.history, 1) if name == "pwritev"]
     for at in numbers[1:]:
-        life = Life(5)
-        life.live(at, Short(1 + at % 50))
+        life = Life(6)
+        life.live(at, Short(1 + at % 50), turns=15)
         assert life.num_deaths == 0
         life.disk.crash(life.random)
         life.live(turns=3)

@@ -65,7 +65,7 @@ def test_a_disk_that_forgets_what_it_called_durable_is_found_out() -> None:
 
 
 def test_jumps_of_the_wall_clock_change_nothing() -> None:
-    seed = "wall-clock.0"
+    seed = "repeat.0"
     straight = simulate(seed).trace_hash
     jumps = (1e9 + (-1) ** n * 1e5 * n for n in itertools.count())
     with patch.object(time, "time", lambda: next(jumps)):

@@ -48,6 +48,8 @@ class Kills:
     deaths: Sequence[Death]
 
     async def __call__(self, campaign: Campaign) -> None:
+        while not campaign.history.steps:  # a client that never joined would give up, not wait
+            await asyncio.sleep(0.01)
         campaign.kill()
         await campaign.until_dead()
         for death in self.deaths:

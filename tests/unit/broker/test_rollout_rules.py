@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker import rollout_rules
-from broker.events import DeadLettered, Counter
+from broker.events import Counter, DeadLettered
 from common.errors import RefusedError
 from common.messages import GroupCounts, Lease
 from common.types import EvictReason

@@ -24,13 +24,12 @@ from common.broker_socket import BrokerSocket, Incoming
 from common.clock import ManualClock
 from common.codec import Buffer, Decoded
 from common.errors import DecodeError, FatalError, JournalError, JournalFullError
-from common.messages import AnyMessage, Reply
 from common.flow_control import FlowControl
+from common.messages import AnyMessage, Reply
 from common.metrics import Metrics
 from common.types import Role
 from tests.builders import version
 from tests.unit.broker.test_handlers import first_prompts
-
 
 POOL_BYTES = 1 << 20
 

@@ -100,12 +100,16 @@ def test_a_store_without_room_refuses_and_takes_again_when_groups_have_ended(
     backing = opened(tmp_path, settings)
     big = rollout_arrays(num_prompt=3, num_completion=20_000, seed=0)
     taken: list[int] = []
-    with pytest.raises(RefusedError, match="full"):
+
+    def fill() -> None:
         for group_id in range(1000):
             header = rollout_header(group_id=group_id, num_completion=20_000)
             backing.add(header, big.frames())
             backing.commit()
             taken.append(group_id)
+
+    with pytest.raises(RefusedError, match="full"):
+        fill()
     assert len(taken) >= 4
     for group_id in taken:
         header = rollout_header(group_id=group_id, num_completion=20_000)

@@ -117,6 +117,13 @@ def test_a_missing_section_names_the_key(good: Path) -> None:
         ("broker.endpoint", "tcp://127.0.0.1:1", "neither encrypted nor authenticated"),
         ("broker.dead_after_s", 1.0, "at least twice broker.heartbeat_s"),
         ("broker.metrics_port", 70000, "broker.metrics_port must be 0 to 65535"),
+        ("broker.journal_segment_bytes", 1000, "broker.journal_segment_bytes must be >= 65536"),
+        (
+            "broker.max_journal_bytes",
+            64 << 20,
+            "broker.max_journal_bytes must be 0 or hold 3 segments of "
+            "broker.journal_segment_bytes (201326592 bytes), got 67108864 (use 0",
+        ),
         ("actor.max_tokens", 4096, "actor.max_tokens must be below model.max_length"),
     ],
 )
