@@ -12,9 +12,10 @@ export HF_HUB_OFFLINE ?= 1
 BIN := .venv/bin
 PACKAGES := actors broker common deploy learner tests
 BENCH ?= codec
+CHAOS ?=
 TEST_SECONDS ?= 1200
 
-.PHONY: help setup demo test test-fast lint fmt bench lock clean distclean
+.PHONY: help setup demo test test-fast lint fmt bench chaos-broker lock clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +46,9 @@ fmt: setup ## format, and repair what can be repaired
 
 bench: setup ## the quick benchmark, or BENCH="codec pipeline"
 	for name in $(BENCH); do $(BIN)/headrace bench "$$name"; done
+
+chaos-broker: setup ## kill a broker 1,000 times and more, print what it broke (about 40 min)
+	$(BIN)/python -m tests.chaos.broker $(CHAOS)
 
 LOCK := uv pip compile pyproject.toml --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url \

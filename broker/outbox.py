@@ -5,7 +5,18 @@ from __future__ import annotations
 import msgspec
 
 from broker.exchange import Answer
-from common.messages import Ack, Acks
+from common.messages import (
+    Ack,
+    Acks,
+    Fleet,
+    HeartbeatReply,
+    Refused,
+    Registered,
+    Status,
+    Stores,
+)
+
+_HARMLESS = frozenset((Registered, HeartbeatReply, Status, Fleet, Stores, Refused))
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -39,6 +50,15 @@ class Outbox:
         """Let the first acknowledgement to ``peer`` carry credit."""
         request_id, ack = self._acks[peer][0]
         self._acks[peer][0] = (request_id, msgspec.structs.replace(ack, credit_bytes=num_bytes))
+
+    def take_harmless(self) -> list[Outgoing]:
+        """The answers that promise nothing and tell of nothing that could be forgotten."""
+        answers, self._answers = self._answers, []
+        harmless: list[Outgoing] = []
+        for item in answers:
+            is_harmless = type(item.answer.message) in _HARMLESS
+            (harmless if is_harmless else self._answers).append(item)
+        return harmless
 
     def take(self) -> list[Outgoing]:
         """All that was added, acknowledgements first."""

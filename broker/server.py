@@ -20,7 +20,7 @@ from broker.fleet import Fleet
 from broker.group_commit import GroupCommit
 from broker.handlers import REQUESTS, Handlers
 from broker.journal import Journal
-from broker.outbox import Outbox
+from broker.outbox import Outbox, Outgoing
 from broker.permissions import NAME_TAKEN, AccessControl
 from broker.status import run_status
 from broker.telemetry import (
@@ -38,7 +38,7 @@ from broker.watchdog import Watchdog
 from common.broker_socket import BrokerSocket, Incoming
 from common.clock import Clock
 from common.errors import DecodeError, FatalError, JournalFullError, RefusedError
-from common.flow_control import FlowControl
+from common.flow_control import NO_CREDIT, FlowControl
 from common.messages import (
     FetchRollouts,
     Heartbeat,
@@ -175,16 +175,32 @@ class Server:
             self._flow.reserve(message, incoming.peer, incoming.request_id, ask.client, ask.now_s)
             return
         if isinstance(message, SubmitRollout) and ask.frames:
-            self._flow.arrive(ask.client, sum(map(len, ask.frames)))
+            self._let_in(ask.client, sum(map(len, ask.frames)))
         if isinstance(message, FetchRollouts) and not self._may_send_arrays:
             self._fetches.append((incoming, ask))
             return
         self._handle(incoming, ask)
 
+    def _let_in(self, client: str, num_bytes: int) -> None:
+        """Arrays came in; raises :class:`RefusedError` for those that the journal has no room for.
+
+        Their sender keeps them and asks for credit again, of which there is none while that lasts.
+        """
+        self._flow.arrive(client, num_bytes)
+        if not self._journal.has_room(num_bytes):
+            self._flow.turn_away(client, num_bytes)
+            raise RefusedError(NO_CREDIT, "the disk takes no more rollouts")
+
     @property
     def _may_send_arrays(self) -> bool:
         """Whether slow readers leave room for more arrays on their way out."""
         return self._socket.leaving_bytes <= self._max_leaving_bytes
+
+    def _must_wait(self, request: Request) -> bool:
+        """Whether there is no room for what this request would bring about."""
+        if isinstance(request, LeasePrompts):
+            return not self._journal.accepts_payloads
+        return isinstance(request, LeaseRollouts) and not self._may_send_arrays
 
     def _retry_fetches(self) -> None:
         """Read for those whose turn it is, while there is room for what they get."""
@@ -238,8 +254,15 @@ class Server:
         return self._waiting.take_client(name)
 
     def _handle(self, incoming: Incoming, ask: Ask[Request]) -> None:
-        may_answer = self._may_send_arrays or not isinstance(ask.message, LeaseRollouts)
-        answer = self._handlers.handle(ask) if may_answer else None
+        if self._must_wait(ask.message):
+            answer = None
+        elif isinstance(ask.message, LeasePrompts | LeaseRollouts) and self._waiting.has_line(
+            ask.message, self._fleet.serving(ask.client)
+        ):
+            self._moved.add(type(ask.message))  # it must not overtake those who wait already
+            answer = None
+        else:
+            answer = self._handlers.handle(ask)
         if answer is None:
             until_s = ask.now_s + float(getattr(ask.message, "wait_s", 0.0))
             parked = Parked(incoming.peer, incoming.request_id, ask.client, ask.message, until_s)
@@ -275,7 +298,7 @@ class Server:
             kinds = woken_by(self._engine.events[num_events:])
 
     def _try(self, parked: Parked, now_s: float) -> bool:
-        if isinstance(parked.request, LeaseRollouts) and not self._may_send_arrays:
+        if self._must_wait(parked.request):
             return False
         answer = self._handlers.handle(Ask(parked.client, parked.request, (), now_s))
         if answer is not None:
@@ -312,11 +335,15 @@ class Server:
             self._settle()
             self._commits.stage(self._outbox.take(), has_events=self._is_dirty)
             self._is_dirty = self._journal.maintain()
+        else:
+            self._send_all(self._outbox.take_harmless())
+            self._journal.maintain()
 
     def _write(self) -> bool:
-        """Write what is staged; False while the disk is full: nobody is answered until it is not.
+        """Write what is staged; False while the disk is full.
 
-        What was staged stays so, and the next turn tries again.
+        What was staged stays so, and the next turn tries again. Until then only those are answered
+        who are promised nothing, so that nobody takes a broker that waits for a dead one.
         """
         try:
             self._journal.write()
@@ -343,12 +370,15 @@ class Server:
 
     def _reply(self) -> None:
         """Send the replies whose events are safe."""
-        for item in self._commits.advance():
+        self._send_all(self._commits.advance())
+        if self._commits.last_sync_s is not None:
+            self._metrics.observe("headrace_commit_seconds", self._commits.last_sync_s)
+
+    def _send_all(self, outgoing: Iterable[Outgoing]) -> None:
+        for item in outgoing:
             if isinstance(item.answer.message, Refused):
                 count_refused(self._metrics, item.answer.message.code)
             self._send(item.peer, item.request_id, item.answer)
-        if self._commits.last_sync_s is not None:
-            self._metrics.observe("headrace_commit_seconds", self._commits.last_sync_s)
 
     def _log_dead_letters(self, happened: Iterable[AnyEvent]) -> None:
         for event in happened:

@@ -67,6 +67,11 @@ class WaitingRoom:
             self._insert(ticket, _Place(next(self._numbers), line, parked))
         heapq.heappush(self._deadlines, (parked.until_s, ticket))
 
+    def has_line(self, request: Request, serving: WeightVersion | None = None) -> bool:
+        """Whether others already wait for just what ``request`` asks for."""
+        kind, key = _line_of(request, serving)
+        return bool(self._lines.get(kind, {}).get(key))
+
     def discard(self, parked: Parked) -> None:
         """Forget a request that was answered."""
         self._remove((parked.peer, parked.request_id))

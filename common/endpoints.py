@@ -34,7 +34,13 @@ def private_endpoint(name: str) -> str:
 def publish_endpoint(paths: RunPaths, endpoint: str) -> None:
     """Tell clients where the broker listens."""
     paths.endpoint_file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(paths.endpoint_file, endpoint.encode())
+    try:
+        write_atomically(paths.endpoint_file, endpoint.encode())
+    except OSError as error:
+        raise InfraError(
+            f"{paths.endpoint_file}: cannot be written: {error.strerror} (free some space, then "
+            "start the broker again)"
+        ) from None
 
 
 def read_endpoint(config: Config, paths: RunPaths) -> Callable[[], str]:

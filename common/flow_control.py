@@ -64,6 +64,11 @@ class FlowControl:
             )
         self._arrived[client] = self._arrived.get(client, 0) + num_bytes
 
+    def turn_away(self, client: str, num_bytes: int) -> None:
+        """Arrays that arrived are not kept: their sender has to ask for credit again."""
+        self._arrived[client] -= num_bytes
+        self.credit.settle(client, num_bytes, renew=False)
+
     def settle(self, is_told: Callable[[str], bool]) -> dict[str, int]:
         """What arrived is on disk; returns the credit that its senders get back, where any.
 

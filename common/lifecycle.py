@@ -28,6 +28,7 @@ from common.errors import (
     EXIT_OK,
     FatalError,
     HeadraceError,
+    InfraError,
 )
 from common.files import write_atomically
 from common.health import HealthServer
@@ -113,7 +114,7 @@ class Process:
         self.health.close()
 
     def _write_state(self, state: str) -> None:
-        self.paths.ready.mkdir(parents=True, exist_ok=True)
+        path = self.paths.ready / f"{self.name}.json"
         record = {
             "role": self.role,
             "name": self.name,
@@ -121,7 +122,14 @@ class Process:
             "metrics_port": self.health.port,
             "state": state,
         }
-        write_atomically(self.paths.ready / f"{self.name}.json", json.dumps(record).encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(record).encode())
+        except OSError as error:
+            raise InfraError(
+                f"{path}: cannot be written: {error.strerror} (free some space, or set another "
+                "run.directory)"
+            ) from None
 
 
 def die_with_parent() -> None:

@@ -55,7 +55,6 @@ class Segments:
         self._unsynced: dict[Segment, None] = {}
         self._released: list[tuple[int, Segment]] = []
         self._sealed: list[tuple[int, Segment]] = []
-        self._names_changed = False
         self._failure: JournalError | None = None
         self._written = self._durable = self._released_bytes = 0
         self._num_bytes = sum(each.size for each in [*chain, *([spare] if spare else [])])
@@ -221,12 +220,9 @@ class Segments:
                 self.check()
                 target = self._written
                 unsynced, self._unsynced = list(self._unsynced), {}
-                names_changed, self._names_changed = self._names_changed, False
             for segment in unsynced:
                 self._fdatasync(segment)
             self.finish_spare()
-            if names_changed:
-                self._fsync_directory()
             with self._lock:
                 self._durable = max(self._durable, target)
             self._trim()
@@ -237,12 +233,6 @@ class Segments:
             self._files.fdatasync(segment.descriptor)
         except OSError as error:
             raise self.fail(segment.path, error) from None
-
-    def _fsync_directory(self) -> None:
-        try:
-            self._files.fsync_directory(self.directory)
-        except OSError as error:
-            raise self.fail(self.directory, error) from None
 
     def _trim(self) -> None:
         """Give back what is empty behind a durable seal."""
@@ -259,7 +249,11 @@ class Segments:
                     self._released_bytes -= gained
 
     def release(self, numbers: Sequence[int], sequence: int) -> None:
-        """Delete these segments, the oldest ones, once ``sequence`` is durable."""
+        """Delete these segments, the oldest ones, once ``sequence`` is durable.
+
+        Its record says that they are needed no more, so a name that a crash brings back does no
+        harm, and the directory need not be synced.
+        """
         with self._lock:
             released = [self._chain.pop(number) for number in numbers]
             self._released.extend((sequence, segment) for segment in released)
@@ -275,7 +269,6 @@ class Segments:
             with self._lock:
                 self._num_bytes -= segment.size
                 self._released_bytes -= segment.size
-                self._names_changed = True
 
     def _take_due(self, waiting: list[tuple[int, Segment]]) -> list[Segment]:
         with self._lock:

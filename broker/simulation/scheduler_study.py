@@ -32,7 +32,7 @@ def scheduler_study(quick: bool) -> dict[str, object]:
     """All tables; ``quick`` takes fewer seeds, steps and moves."""
     seeds = (0,) if quick else (0, 1, 2)
     num_steps = 12 if quick else 40
-    num_tries = 4 if quick else 60
+    num_tries = 4 if quick else 24
     cells = [_cell(rho, eta, seeds, num_steps, num_tries) for rho in RHOS for eta in ETAS]
     others = {name: _other(lengths, 10 if quick else 24) for name, lengths in OTHER_LENGTHS.items()}
     return {
@@ -63,7 +63,7 @@ def _cell(
     problems = [Problem.of(setting) for setting in settings]
     best = [best_realisable(problem, num_tries) for problem in problems]
     slots = best_clairvoyant_slots(problems[0])
-    order = best_clairvoyant_order(problems[0], 2 * num_tries)
+    order = best_clairvoyant_order(problems[0], 4 * num_tries)
     kappa = tail_ratio(settings[0].lengths, GROUP_SIZE)
     ends = [outcome.end_s for outcome in real]
     return {

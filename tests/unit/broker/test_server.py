@@ -211,7 +211,7 @@ def test_nothing_leaves_after_a_sync_that_failed(
     assert bench.outbox.sent == []
 
 
-def test_while_the_disk_is_full_replies_wait_and_none_is_lost(
+def test_while_the_disk_is_full_what_is_promised_waits_and_signs_of_life_go_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.register()
@@ -223,11 +223,20 @@ def test_while_the_disk_is_full_replies_wait_and_none_is_lost(
     with monkeypatch.context() as while_full:
         while_full.setattr(bench.journal, "write", full_disk)
         assert bench.turn(_incoming(_lease(), request_id=4)) == []
-        assert bench.turn(_incoming(messages.GetStatus(), request_id=5)) == []
+        watch = messages.WatchWeights(known=None, wait_s=5.0)
+        sent = bench.turn(
+            _incoming(watch, request_id=5),
+            _incoming(messages.GetStatus(), request_id=6),
+            _incoming(messages.Heartbeat(), request_id=7),
+        )
+        assert [(request_id, type(reply).__name__) for _, request_id, reply in sent] == [
+            (6, "Status"),
+            (7, "HeartbeatReply"),
+        ]
     sent = bench.turn()
     assert [(request_id, type(reply).__name__) for _, request_id, reply in sent] == [
         (4, "PromptLeases"),
-        (5, "Status"),
+        (5, "WeightNotice"),
     ]
     assert bench.events_on_disk() > 0
 

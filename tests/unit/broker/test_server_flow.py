@@ -143,3 +143,45 @@ def test_a_verifier_is_given_no_arrays_while_slow_readers_hold_too_many(bench: B
     bench.outbox.leaving_bytes = 0
     bench.clock.advance(1.0)
     assert isinstance(only(bench.turn()), messages.RolloutLeases)
+
+
+def test_a_rollout_that_the_journal_has_no_room_for_is_turned_away_and_its_sender_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample(bench)
+    request, num_bytes = submission(0, 100)
+    with monkeypatch.context() as while_full:
+        while_full.setattr(bench.journal, "has_room", lambda _num_bytes: False)
+        reply = only(bench.turn(request))
+        assert isinstance(reply, messages.Refused)
+        assert (reply.code, reply.reason) == ("no_credit", "the disk takes no more rollouts")
+    wish = messages.ReserveBytes(least=num_bytes, most=num_bytes, wait_s=5)
+    assert only(bench.turn(asked(wish))) == messages.Credit(num_bytes=num_bytes)
+    assert isinstance(only(bench.turn(request)), messages.Ack)
+
+
+def test_while_the_journal_takes_no_arrays_no_prompt_is_leased(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.register()
+    bench.announce()
+    lease = messages.LeasePrompts(serving=version(0), max_groups=1, wait_s=60)
+    with monkeypatch.context() as while_full:
+        while_full.setattr(type(bench.journal), "accepts_payloads", False)
+        assert bench.turn(asked(lease)) == []
+    bench.clock.advance(1.0)
+    assert isinstance(only(bench.turn()), messages.PromptLeases)
+
+
+def test_who_asks_anew_does_not_overtake_those_who_wait(bench: Bench) -> None:
+    for name in ("a", "b", "c"):
+        bench.register(name=name, peer=name.encode())
+    lease = messages.LeasePrompts(serving=version(0), max_groups=1, wait_s=60)
+    assert bench.turn(asked(lease, peer=b"a")) == []
+    assert bench.turn(asked(lease, peer=b"b")) == []
+    bench.register(Role.LEARNER, "publisher", b"publisher")
+    publish = messages.PublishWeights(version=version(0), manifest_digest="d")
+    announced = Incoming(b"publisher", 1, Decoded(1, publish, [memoryview(b"m")]))
+    sent = bench.turn(announced, asked(lease, peer=b"c"))
+    served = [peer for peer, _, reply in sent if isinstance(reply, messages.PromptLeases)]
+    assert served == [b"a"], "one group fits the window, and a has waited longest"
