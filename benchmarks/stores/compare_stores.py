@@ -183,6 +183,7 @@ def measure_recovery(root: Path, repeats: int) -> dict[str, Any]:
             for _ in range(repeats):
                 copy = root / "recovering"
                 shutil.copytree(folder, copy)
+                os.sync()
                 took.append(_call("recover", name, workload, copy, turns)["recovered_s"])
                 shutil.rmtree(copy)
             shutil.rmtree(folder)

@@ -174,18 +174,22 @@ class RocksDb:
         return bytes(self._db[_KEY.pack(_PAYLOAD, group, index)])
 
     def keys(self) -> Iterator[tuple[int, int]]:
-        for key in self._db.keys():  # noqa: SIM118
-            kind, group, index = _KEY.unpack(key)
-            if kind == _PAYLOAD:
-                yield group, index
+        return (_KEY.unpack(iterator.key())[1:] for iterator in self._records(_PAYLOAD))
 
     def events(self) -> Iterator[bytes]:
-        for key, value in self._db.items():
-            if key[0] == _TURN:
-                yield bytes(value)
+        return (bytes(iterator.value()) for iterator in self._records(_TURN))
 
     def close(self) -> None:
         self._db.close()
+
+    def _records(self, kind: int) -> Iterator[Any]:
+        """The database's own iterator at each record of a kind; raises if that met damage."""
+        iterator = self._db.iter()
+        iterator.seek(_KEY.pack(kind, 0, 0))
+        while iterator.valid() and iterator.key()[0] == kind:
+            yield iterator
+            iterator.next()
+        iterator.status()
 
 
 class Lmdb:

@@ -74,13 +74,14 @@ class Workload:
     def verdict(self, store: Store, acknowledged: int) -> str:
         """``right`` if a store holds exactly what it held after some turn >= ``acknowledged``."""
         events = list(store.events())
-        first = 1
+        first = newest = acknowledged // SNAPSHOT_EVERY * SNAPSHOT_EVERY
         if events:
             (first,) = struct.unpack_from("<Q", events[0])
-        newest = first + len(events) - 1 if events else acknowledged
-        if events != [self.events(turn) for turn in range(first, newest + 1)]:
+            newest = first + len(events) - 1
+            first -= 1
+        if events != [self.events(turn) for turn in range(first + 1, newest + 1)]:
             return "wrong"
-        if newest < acknowledged or (first - 1) % SNAPSHOT_EVERY:
+        if newest < acknowledged or first % SNAPSHOT_EVERY:
             return "lost"
         keys = set(store.keys())
         if keys != self.live(newest):

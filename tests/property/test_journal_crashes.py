@@ -172,10 +172,11 @@ def test_turns_that_were_not_synced_are_lost_from_the_newest_backwards() -> None
             work.log.maintain()
         disk.crash(random)
         files = len(disk.files())
-        disk.faults[disk.num_operations + random.randint(1, 12)] = Kill(random.random())
-        with contextlib.suppress(Killed):
-            open_log(disk)
-        disk.crash(random)
+        for _ in range(2):
+            disk.faults[disk.num_operations + random.randint(5, 40)] = Kill(random.random())
+            with contextlib.suppress(Killed):
+                open_log(disk)
+            disk.crash(random)
         again = open_log(disk)
         assert again.last_sequence >= work.acknowledged
         assert contents_of(again) == work.at(again.last_sequence)
@@ -243,8 +244,9 @@ def test_a_failed_sync_stops_the_log_at_once_wherever_it_comes(operation: str) -
             life.live(at, Fail(errno.EIO))
         operations = life.disk.num_operations
         if life.work is not None:
-            with pytest.raises(JournalError, match="Input/output error"):
-                life.work.commit()
+            for again in (life.work.commit, life.work.log.sync):
+                with pytest.raises(JournalError, match="Input/output error"):
+                    again()
         assert life.disk.num_operations <= operations + 1, "nothing is tried again"
         life.disk.crash(life.random)
         life.live(turns=3)
@@ -306,11 +308,11 @@ def test_a_full_disk_gives_space_back_to_itself_as_groups_end() -> None:
         largest = random.choice((5000, 20_000, 40_000))
         group, stalls = 0, 0
         for _ in range(400):
-            size = random.randint(1, largest)
-            if log.has_room(size):
+            sizes = [random.randint(1, largest) for _ in range(random.choice((1, 30)))]
+            while sizes and log.has_room(sizes[-1]):
                 group += 1
-                log.put((group, 0, 0), [random.randbytes(size)])
-            else:
+                log.put((group, 0, 0), [random.randbytes(sizes.pop())])
+            if sizes:
                 stalls += 1
                 log.drop(sorted(log.groups)[: random.randint(1, 3)])
             log.append(random.randbytes(20))
@@ -321,6 +323,21 @@ def test_a_full_disk_gives_space_back_to_itself_as_groups_end() -> None:
             log.maintain()
         assert stalls > 0
         assert group > 20, "payloads came in again"
+
+
+def test_upkeep_lets_go_of_nothing_before_the_drops_that_allow_it_are_written() -> None:
+    log = open_log(FakeDisk())
+    for group in range(20):
+        log.put((group, 0, 0), [bytes(10_000)])
+        log.write()
+    assert len(log._segments.numbers) > 2
+    log.drop(range(20))
+    sequence = log.last_sequence
+    assert log.maintain(), "there is something to do, later"
+    assert log.last_sequence == sequence
+    log.write()
+    log.maintain()
+    assert len(log._segments.numbers) == 1
 
 
 def test_while_there_is_no_space_at_all_nothing_staged_is_lost() -> None:

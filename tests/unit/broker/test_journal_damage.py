@@ -246,6 +246,23 @@ def _start_of_record(image: Image, size: int) -> int:
     return min(size // 8 * 8, len(image.data))
 
 
+def test_a_record_that_does_not_follow_the_last_one_is_refused_though_it_is_sound() -> None:
+    disk = FakeDisk()
+    log = open_log(disk)
+    ends = []
+    for number in range(6):
+        log.append(b"turn %d" % number)
+        log.write()
+        log.sync()
+        ends.append(log._segments.active.tail)
+    disk.kill()
+    data = disk.read(FIRST)
+    gone = ends[2] - ends[1]
+    disk.replace(FIRST, data[: ends[1]] + data[ends[2] :] + bytes(gone))
+    with pytest.raises(DamagedError, match=f"byte {ends[1]}: record 4 follows record 2"):
+        open_log(disk)
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
