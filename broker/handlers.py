@@ -286,9 +286,7 @@ class Handlers:
 
     def _list_ended(self, ask: Ask[messages.ListEnded]) -> Answer:
         message = ask.message
-        ended = payload_rules.ended_groups(
-            self._ledger, message.group_ids, stepped=message.stepped
-        )
+        ended = payload_rules.ended_groups(self._ledger, message.group_ids, stepped=message.stepped)
         return Answer(messages.Ended(group_ids=ended))
 
     def _report_lost(self, ask: Ask[messages.ReportLost]) -> Answer:

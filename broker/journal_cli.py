@@ -24,7 +24,11 @@ def journal() -> None:
 @journal.command("check")
 @_DIRECTORY
 def check(directory: Path) -> None:
-    """Verify every record; damage is named with file and byte, and the exit code is 1."""
+    """Verify every record.
+
+    Damage is named with file and byte, and the exit code is 1. A torn tail is none: the next start
+    cuts it.
+    """
     from broker.journal.inspection import check as check_journal
 
     totals = check_journal(directory)
@@ -46,7 +50,11 @@ def check(directory: Path) -> None:
 @_DIRECTORY
 @click.option("--since", type=click.IntRange(min=0), default=0, help="First event to print.")
 def dump(directory: Path, since: int) -> None:
-    """Print events, payload headers and drops as JSON Lines, in the order they were written."""
+    """Print it as JSON Lines.
+
+    One object an event, a payload (its header, without arrays) and a snapshot, in the order of
+    writing.
+    """
     from broker.journal.inspection import entries
 
     next_event = 0
@@ -59,21 +67,25 @@ def dump(directory: Path, since: int) -> None:
 
 @journal.command("salvage")
 @_DIRECTORY
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the copy goes.")
-def salvage(directory: Path, out: Path) -> None:
-    """Copy what is sound to another directory and list what is lost; DIRECTORY stays as it is."""
+@click.option("--into", required=True, type=click.Path(path_type=Path), help="For the copy.")
+def salvage(directory: Path, into: Path) -> None:
+    """Copy what is sound, list what is lost.
+
+    DIRECTORY stays as it is. Groups are listed by their ids: those whose arrays are lost, and those
+    that go back to an earlier state because an event is.
+    """
     from broker.journal.salvage import salvage as salvage_journal
 
-    rescue = salvage_journal(directory, out)
+    rescue = salvage_journal(directory, into)
     click.echo(
-        f"{out}: {rescue.num_groups} live groups with {rescue.num_payloads} payloads, "
+        f"{into}: {rescue.num_groups} live groups with {rescue.num_payloads} payloads, "
         f"the ledger after {rescue.next_event} events"
     )
     for loss in rescue.losses:
         click.echo(f"  lost: {loss}")
     if not rescue.losses:
         click.echo("  nothing is lost")
-    click.echo(f"to go on with it, move {directory} away and {out} into its place")
+    click.echo(f"to go on with it, move {directory} away and {into} into its place")
 
 
 def _lines(entry: Entry, since: int) -> list[dict[str, Any]]:

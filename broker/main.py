@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import secrets
 from pathlib import Path
 
+from broker import garbage
 from broker.engine import Engine
 from broker.exchange import Identity
 from broker.fleet import Fleet
@@ -50,16 +50,6 @@ def ledger_rules(config: Config) -> LedgerRules:
     )
 
 
-def _rest_garbage_collector() -> None:
-    """Collect young garbage only, and less often.
-
-    The ledger is a large heap of records without cycles. Walking all of it, as the interpreter does
-    whenever it has grown by a quarter, would stop the broker for longer than any turn takes.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 2, 1_000_000)
-
-
 async def run_broker(process: Process) -> None:
     """The broker role: check the prompts, open the journal, bind, serve until cancelled."""
     source = open_prompt_source(process.config)
@@ -72,7 +62,7 @@ async def run_broker(process: Process) -> None:
             access = AccessControl(None if security is None else security.role_of)
             server = _assemble(process, source, journal, socket, access)
             publish_endpoint(process.paths, socket.endpoint)
-            _rest_garbage_collector()
+            garbage.begin()
             process.ready(endpoint=socket.endpoint)
             await server.serve()
         finally:

@@ -7,12 +7,14 @@ only when they are synced: whatever a client was told survives a kill at any mom
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from broker import garbage
 from broker.engine import Engine
 from broker.events import AnyEvent, DeadLettered
 from broker.exchange import Answer, Ask, empty_answer
@@ -103,6 +105,7 @@ class Server:
         self._commits = GroupCommit(journal, clock.now_s)
         self._is_dirty = False
         self._is_full = False
+        self._num_received = 0
         self._next_tick_s = clock.now_s()
 
     async def serve(self) -> None:
@@ -405,6 +408,9 @@ class Server:
 
     def _tick(self, now_s: float) -> None:
         self._next_tick_s = now_s + TICK_S
+        if not gc.isenabled():
+            garbage.tidy(self._num_received)
+        self._num_received = 0
         self._handlers.num_parked = self._waiting.num_by_kind()
         ledger = self._engine.ledger
         export_gauges(self._metrics, ledger, self._fleet)
@@ -431,6 +437,7 @@ class Server:
 
     def _count(self, incoming: Sequence[Incoming]) -> None:
         if incoming:
+            self._num_received += len(incoming)
             self._metrics.observe("headrace_turn_messages", len(incoming))
             count_requests(self._metrics, map(_kind, incoming))
 

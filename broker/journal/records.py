@@ -1,7 +1,8 @@
 """Bytes of the log: segment headers and records. Pure.
 
 A segment starts with a header block of 4096 bytes: magic, CRC32C of the block, format, number,
-capacity, salt, owner. Records follow, each aligned to 8 bytes:
+capacity, salt, owner. It is made before anybody knows which record will come first; that one says
+it. Records follow, each aligned to 8 bytes:
 
 ====== ===== =====================================================================================
 offset bytes field

@@ -104,7 +104,7 @@ def salvage(directory: Path, out: Path) -> Rescue:
     Raises :class:`JournalError` if nothing can be told from noise, or the disk fails.
     """
     if out.exists():
-        raise JournalError(f"--out {out}: exists already (name a directory that does not)")
+        raise JournalError(f"--into {out}: exists already (name a directory that does not)")
     files = OsFiles(read_only=True)
     try:
         lock = lock_directory(OsFiles(), directory)

@@ -52,7 +52,7 @@ class DamagedError(JournalError):
     def __init__(self, path: Path, offset: int, cause: str) -> None:
         super().__init__(
             f"journal {path}: damaged at byte {offset}: {cause} "
-            f"(restore it, or run: headrace journal salvage {path.parent} --out DIRECTORY)"
+            f"(restore it, or run: headrace journal salvage {path.parent} --into DIRECTORY)"
         )
         self.path = path
         self.offset = offset

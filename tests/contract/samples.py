@@ -95,9 +95,7 @@ SAMPLES: tuple[AnyMessage, ...] = (
     Register(
         role=Role.ACTOR, name="actor-0", nonce="n", host="h", pid=9, payload_endpoint="tcp://h:5"
     ),
-    Registered(
-        run_id="run", broker_nonce="b", heartbeat_s=2.0, lease_s=15.0, credit_bytes=65536
-    ),
+    Registered(run_id="run", broker_nonce="b", heartbeat_s=2.0, lease_s=15.0, credit_bytes=65536),
     ReserveBytes(least=300_000, most=600_000, wait_s=10.0),
     Credit(num_bytes=600_000, reason=""),
     Heartbeat(leases=(_LEASE,), serving=version(6)),

@@ -185,7 +185,7 @@ def test_a_sound_journal_is_salvaged_whole(run: Run, tmp_path: Path) -> None:
     for _ in range(4):
         run.group()
     run.kill()
-    text = _invoke("salvage", run.folder, "--out", tmp_path / "copy")
+    text = _invoke("salvage", run.folder, "--into", tmp_path / "copy")
     assert "4 live groups with 8 payloads" in text
     assert "nothing is lost" in text
     assert run.reopened(tmp_path / "copy").state == run.driver.ledger.state
