@@ -230,7 +230,8 @@ def _end_of(files: Files, identity: Identity, scan: Scan) -> tuple[list[Segment]
     for segment in reversed(later[len(blank_next) :]):
         files.unlink(segment.path)
         files.fsync_directory(identity.directory)  # one by one: a crash must leave no gap
-    _wipe(files, chain[-1])
+    if not scan.is_blank(number - 1):
+        _wipe(files, chain[-1])
     return chain, blank_next[0] if blank_next else None
 
 

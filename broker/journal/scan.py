@@ -159,6 +159,7 @@ class Scan:
         """Last sequence that a record says was durable."""
         self._first_sequences: list[int] = []
         """Of the segments in which a record was found."""
+        self._is_blank: dict[int, bool] = {}
         self._readers = [SegmentReader(files, each, salt_crc(salt)) for each in segments]
 
     # --- the pass ---------------------------------------------------------------------------------
@@ -234,12 +235,12 @@ class Scan:
 
     def _voucher(self, stop: Stop) -> int | None:
         """A record behind the stop that was made when the record missing there was durable."""
-        offset = stop.offset
-        for reader in self._readers[stop.position :]:
-            for _, header in reader.headers_from(offset):
-                if header.durable >= self.next_sequence:
-                    return header.sequence
-            offset = SEGMENT_HEADER_BYTES
+        for position in range(stop.position, len(self.segments)):
+            if not self.is_blank(position):
+                tail = self.segments[position].tail
+                for _, header in self._readers[position].headers_from(tail):
+                    if header.durable >= self.next_sequence:
+                        return header.sequence
         return None
 
     def unvouched(self) -> Iterator[tuple[Segment, int]]:
@@ -261,7 +262,10 @@ class Scan:
 
     def is_blank(self, position: int) -> bool:
         """Whether nothing was ever written behind the tail of a segment."""
-        return self._readers[position].is_blank_from(self.segments[position].tail)
+        if position not in self._is_blank:
+            tail = self.segments[position].tail
+            self._is_blank[position] = self._readers[position].is_blank_from(tail)
+        return self._is_blank[position]
 
     def _damaged_missing(self, number: int) -> DamagedError:
         path = segment_path(self.segments[0].path.parent, number)

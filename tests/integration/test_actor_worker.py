@@ -65,6 +65,7 @@ class FakeBroker:
         self.parks = False
         self._returned = asyncio.Event()
         self.seen: list[Request] = []
+        self._request_ids: set[int] = set()
         self.rollouts: list[tuple[SubmitRollout, list[bytes]]] = []
         self._known: set[bytes] = set()
         self._socket: BrokerSocket | None = None
@@ -115,7 +116,9 @@ class FakeBroker:
             reply = Refused(code="unregistered", reason="register first")
         else:
             reply, frames = await self._answer(decoded)
-            self.seen.append(message)  # type: ignore[arg-type]  # clients send requests only
+            if decoded.request_id not in self._request_ids:  # a resend is the same request
+                self.seen.append(message)  # type: ignore[arg-type]  # clients send requests only
+            self._request_ids.add(decoded.request_id)
             self._changed.set()
         socket.send(peer, decoded.request_id, reply, frames)
 
