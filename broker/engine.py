@@ -18,6 +18,7 @@ from broker.ledger import Ledger
 from broker.ledger_state import Decision
 from broker.length_tally import LengthTally
 from broker.rollout_rules import release_prompt
+from broker.snapshots import Snapshot
 from broker.verdict_rules import release_rollout
 from common.codec import Buffer
 from common.messages import Lease
@@ -52,6 +53,8 @@ class Engine:
         self.leases = leases
         self.payloads = payloads
         self.events: list[AnyEvent] = []
+        self.snapshot: Snapshot | None = None
+        """The one under way, which holds the state as it was when it began."""
         self.ages = GroupClock()
         self.lengths = LengthTally()
         for group in ledger.groups.values():
@@ -66,6 +69,8 @@ class Engine:
             ended = self._ended(event) if type(event) in _ENDS_GROUPS else ()
             self._follow_leases(event, now_s)
             self.lengths.observe(event, self.ledger)
+            if self.snapshot is not None:
+                self.snapshot.keep(event)
             self.ledger.apply(event)
             self.events.append(event)
             if ended:

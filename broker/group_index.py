@@ -2,7 +2,8 @@
 
 Each live group is filed under what it can give: indices that wait for an actor, rollouts that wait
 for a verifier, a whole group that waits for the consumer. Filing again after an event is O(1) in
-the number of groups, and most events change nothing in how their group is filed.
+the number of groups, most events change nothing in how their group is filed, and the indices of a
+group in each phase are counted as they move, so that nobody has to look at all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from broker.groups import HELD_PHASES, GroupRecord, Phase, Place
+from broker.groups import (
+    GENERATED,
+    GENERATING,
+    OPEN,
+    VERIFIED,
+    VERIFYING,
+    WAITING,
+    GroupRecord,
+    IndexRecord,
+    Phase,
+)
 
 
 class DeadlineBuckets:
@@ -59,7 +70,8 @@ class _Filed(msgspec.Struct, frozen=True, gc=False):
     is_verified: bool
 
 
-_VERIFIED = {Phase.VERIFIED}
+Tally = dict[Phase, int]
+"""How many indices of a group are in each phase."""
 
 
 @dataclass(slots=True)
@@ -73,11 +85,21 @@ class GroupIndex:
     num_leased: int = 0
     num_pending: int = 0
     _filed: dict[int, _Filed] = field(default_factory=dict)
+    _tallies: dict[int, Tally] = field(default_factory=dict)
+
+    def move(self, group: GroupRecord, item: IndexRecord, phase: Phase) -> None:
+        """Let an index of a filed group be in ``phase``; :meth:`file` follows."""
+        tally = self._tallies[group.group_id]
+        tally[item.phase] -= 1
+        tally[phase] += 1
+        item.phase = phase
 
     def file(self, group: GroupRecord) -> None:
         """File ``group`` as it is now; it keeps its turn wherever it was filed before."""
         former = self._filed.get(group.group_id)
-        filed = _filed(group)
+        if former is None:
+            self._tallies[group.group_id] = _tally(group)
+        filed = _filed(group, self._tallies[group.group_id])
         if filed == former:
             return
         self._filed[group.group_id] = filed
@@ -85,6 +107,7 @@ class GroupIndex:
 
     def remove(self, group_id: int) -> None:
         """Take a group out, if it is filed."""
+        self._tallies.pop(group_id, None)
         self._refile(group_id, self._filed.pop(group_id, None), None)
 
     def _refile(self, group_id: int, old: _Filed | None, new: _Filed | None) -> None:
@@ -109,16 +132,22 @@ class GroupIndex:
                 self.num_by_deadline.pop(filed.deadline_step, None)
 
 
-def _filed(group: GroupRecord) -> _Filed:
-    phases = group.phases
-    is_open = group.place is Place.OPEN
+def _tally(group: GroupRecord) -> Tally:
+    tally = dict.fromkeys(Phase, 0)
+    for item in group.indices:
+        tally[item.phase] += 1
+    return tally
+
+
+def _filed(group: GroupRecord, tally: Tally) -> _Filed:
+    is_open = group.place is OPEN
     return _Filed(
         group.deadline_step,
         is_open,
-        not is_open or not HELD_PHASES.isdisjoint(phases),
-        is_open and Phase.WAITING in phases,
-        is_open and Phase.GENERATED in phases,
-        is_open and phases == _VERIFIED,
+        not is_open or bool(tally[GENERATING] or tally[VERIFYING]),
+        is_open and tally[WAITING] > 0,
+        is_open and tally[GENERATED] > 0,
+        is_open and tally[VERIFIED] == len(group.indices),
     )
 
 

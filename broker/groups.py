@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
 
 import msgspec
 
@@ -39,15 +40,19 @@ class Phase(enum.Enum):
     @property
     def is_held(self) -> bool:
         """True while a client works on it."""
-        return self in (Phase.GENERATING, Phase.VERIFYING)
+        return self in (GENERATING, VERIFYING)
 
     @property
     def has_rollout(self) -> bool:
         """True once a complete rollout was accepted."""
-        return self not in (Phase.WAITING, Phase.GENERATING)
+        return self not in (WAITING, GENERATING)
 
+
+WAITING, GENERATING, GENERATED, VERIFYING, VERIFIED = Phase
+"""By these names, because Python 3.11 takes ten times as long to look up a member of an Enum."""
 
 HELD_PHASES = frozenset(phase for phase in Phase if phase.is_held)
+_phase_of = attrgetter("phase")
 
 
 class Place(enum.Enum):
@@ -58,10 +63,13 @@ class Place(enum.Enum):
     STEPPED = "stepped"
 
 
+OPEN, HANDED_OVER, STEPPED = Place
+
+
 class IndexRecord(msgspec.Struct, gc=False):
     """One answer of a group: phase, holder, accepted rollout and verdict."""
 
-    phase: Phase = Phase.WAITING
+    phase: Phase = WAITING
     owner: str = ""
     attempt: int = 0
     """Generation attempt that is under way or that was accepted; 0 before the first."""
@@ -95,7 +103,7 @@ class GroupRecord(msgspec.Struct, gc=False):
     prompt: Prompt
     indices: list[IndexRecord]
     deadline_step: int = 0
-    place: Place = Place.OPEN
+    place: Place = OPEN
     versions: dict[int, WeightVersion] = msgspec.field(default_factory=dict)
     """Version that the actor served, by generation attempt."""
     errors: list[str] = msgspec.field(default_factory=list)
@@ -107,22 +115,22 @@ class GroupRecord(msgspec.Struct, gc=False):
     @property
     def phases(self) -> set[Phase]:
         """Where its indices stand."""
-        return {item.phase for item in self.indices}
+        return set(map(_phase_of, self.indices))
 
     @property
     def is_leased(self) -> bool:
         """Whether anybody holds a part of it."""
-        return self.place is not Place.OPEN or not HELD_PHASES.isdisjoint(self.phases)
+        return self.place is not OPEN or not HELD_PHASES.isdisjoint(self.phases)
 
     @property
     def is_verified(self) -> bool:
         """Whether every index has a verdict."""
-        return all(item.phase is Phase.VERIFIED for item in self.indices)
+        return self.phases == {VERIFIED}
 
     @property
     def is_untouched(self) -> bool:
         """Whether no token of it exists or is being sampled: any actor may start it afresh."""
-        return all(item.phase is Phase.WAITING for item in self.indices)
+        return self.phases == {WAITING}
 
     @property
     def num_finished(self) -> int:
@@ -138,7 +146,7 @@ class GroupRecord(msgspec.Struct, gc=False):
         for item in self.indices:
             if item.rollout is not None:
                 yield from (span.version for span in item.rollout.version_spans)
-            elif item.phase is Phase.GENERATING:
+            elif item.phase is GENERATING:
                 yield self.versions[item.attempt]
 
     def verified_group(self) -> VerifiedGroup:

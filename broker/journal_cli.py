@@ -94,8 +94,8 @@ def _lines(entry: Entry, since: int) -> list[dict[str, Any]]:
     if entry.payload is not None:
         header = _named(entry.payload)
         lines.append({"payload": header, "bytes": entry.payload_bytes})
-    if entry.snapshot is not None:
-        lines.append({"snapshot": entry.first_event, "groups": sorted(entry.snapshot.groups)})
+    if entry.part is not None:
+        lines.append(_part_line(entry, entry.part.number))
     for number, event in enumerate(entry.events, entry.first_event):
         if number >= since:
             kind = type(event).__name__
@@ -103,6 +103,13 @@ def _lines(entry: Entry, since: int) -> list[dict[str, Any]]:
     if entry.dropped:
         lines.append({"dropped_groups": list(entry.dropped)})
     return [{"record": entry.sequence, **line} for line in lines]
+
+
+def _part_line(entry: Entry, number: int) -> dict[str, Any]:
+    """A part of a snapshot; the first says how many events led to it, the last makes it count."""
+    first = {} if entry.snapshot is None else {"snapshot": entry.first_event}
+    groups = [group.group_id for group in entry.groups]
+    return {**first, "snapshot_part": number, "groups": groups, "is_last": entry.is_last}
 
 
 def _named(value: Any) -> Any:

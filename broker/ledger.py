@@ -16,7 +16,20 @@ from broker.admission import Window
 from broker.dead_letters import describe_error
 from broker.events import AnyEvent
 from broker.group_index import GroupIndex
-from broker.groups import GroupRecord, IndexRecord, Phase, Place
+from broker.groups import (
+    GENERATED,
+    GENERATING,
+    HANDED_OVER,
+    OPEN,
+    STEPPED,
+    VERIFIED,
+    VERIFYING,
+    WAITING,
+    GroupRecord,
+    IndexRecord,
+    Phase,
+    Place,
+)
 from broker.ledger_state import LedgerRules, LedgerState
 from broker.timeline import Timeline
 from common.messages import GroupCounts
@@ -129,7 +142,8 @@ class Ledger:
         group = self.groups[event.group_id]
         for index in event.indices:
             item = group.indices[index]
-            item.phase, item.owner, item.attempt = Phase.GENERATING, event.owner, event.attempt
+            self.index.move(group, item, GENERATING)
+            item.owner, item.attempt = event.owner, event.attempt
         group.versions[event.attempt] = event.version
         group.deadline_step = event.deadline_step
         self.state.next_attempt = event.attempt + 1
@@ -138,14 +152,15 @@ class Ledger:
     def _on_released(self, event: events.Released) -> None:
         group = self.groups[event.group_id]
         for index in event.indices:
-            self._release(group, index, Phase.WAITING, event.lost, event.error)
+            self._release(group, index, WAITING, event.lost, event.error)
         self.index.file(group)
 
     def _on_generated(self, event: events.Generated) -> None:
         rollout_id = event.rollout.rollout_id
         group = self.groups[rollout_id.group_id]
         item = group.indices[rollout_id.index]
-        item.phase, item.owner, item.attempt = Phase.GENERATED, "", rollout_id.attempt
+        self.index.move(group, item, GENERATED)
+        item.owner, item.attempt = "", rollout_id.attempt
         item.rollout, item.content_hash = event.rollout, event.content_hash
         group.deadline_step = event.deadline_step
         self.index.file(group)
@@ -153,27 +168,28 @@ class Ledger:
     def _on_verify_leased(self, event: events.VerifyLeased) -> None:
         group = self.groups[event.group_id]
         item = group.indices[event.index]
-        item.phase, item.owner = Phase.VERIFYING, event.owner
-        item.verify_attempt = event.attempt
+        self.index.move(group, item, VERIFYING)
+        item.owner, item.verify_attempt = event.owner, event.attempt
         self.state.next_attempt = event.attempt + 1
         self.index.file(group)
 
     def _on_verify_released(self, event: events.VerifyReleased) -> None:
         group = self.groups[event.group_id]
-        self._release(group, event.index, Phase.GENERATED, event.lost, event.error)
+        self._release(group, event.index, GENERATED, event.lost, event.error)
         self.index.file(group)
 
     def _on_verified(self, event: events.Verified) -> None:
         group = self.groups[event.group_id]
         item = group.indices[event.index]
-        item.phase, item.owner = Phase.VERIFIED, ""
-        item.verify_attempt, item.verdict = event.attempt, event.verdict
+        self.index.move(group, item, VERIFIED)
+        item.owner, item.verify_attempt, item.verdict = "", event.attempt, event.verdict
         self.index.file(group)
 
     def _on_payload_lost(self, event: events.PayloadLost) -> None:
         group = self.groups[event.group_id]
         item = group.indices[event.index]
-        item.phase, item.owner = Phase.WAITING, ""
+        self.index.move(group, item, WAITING)
+        item.owner = ""
         item.rollout, item.content_hash, item.verdict, item.masked_spans = None, "", None, ()
         item.num_lost += 1
         self.index.file(group)
@@ -190,11 +206,11 @@ class Ledger:
                 item.masked_spans = ()
         for mask in event.masked:
             self.groups[mask.group_id].indices[mask.index].masked_spans = mask.spans
-        self._place(event.group_ids, Place.HANDED_OVER)
+        self._place(event.group_ids, HANDED_OVER)
 
     def _on_put_back(self, event: events.PutBack) -> None:
         self._forget_consumer(event.group_ids)
-        self._place(event.group_ids, Place.OPEN)
+        self._place(event.group_ids, OPEN)
 
     def _on_restamped(self, event: events.Restamped) -> None:
         group = self.groups[event.group_id]
@@ -206,7 +222,7 @@ class Ledger:
         self.state.stepped[event.policy_step] = event.group_ids
         self.state.policy_step = event.policy_step + 1
         self.state.prompts.on_stepped(event.policy_step)
-        self._place(event.group_ids, Place.STEPPED)
+        self._place(event.group_ids, STEPPED)
 
     def _on_trained(self, event: events.Trained) -> None:
         for step in [step for step in self.state.stepped if step < event.policy_step]:
@@ -262,7 +278,8 @@ class Ledger:
             item.note_failure()
         if error:
             group.errors.append(describe_error(index, item.owner, error))
-        item.phase, item.owner = phase, ""
+        self.index.move(group, item, phase)
+        item.owner = ""
         item.num_lost += lost
         item.num_errors += bool(error)
         self.state.num_redelivered += 1

@@ -13,7 +13,7 @@ from broker import events
 from broker.admission import may_admit, may_admit_unbounded, may_move
 from broker.dead_letters import cap_error, dead_letter_of, describe_error
 from broker.events import AnyEvent, Counter
-from broker.groups import GroupRecord, IndexRecord, Phase, Place
+from broker.groups import GENERATING, OPEN, WAITING, GroupRecord, IndexRecord
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
 from broker.prompt_rules import admission
@@ -100,7 +100,7 @@ def _admitted(
 
 def _open_to(group: GroupRecord, owner: str, peers: Collection[str]) -> list[int]:
     """Waiting indices of ``group`` that ``owner`` may sample."""
-    waiting = group.in_phase(Phase.WAITING)
+    waiting = group.in_phase(WAITING)
     return [index for index in waiting if not group.indices[index].is_barred_to(owner, peers)]
 
 
@@ -203,7 +203,7 @@ def _second_result(
 def _quarantined(group: GroupRecord) -> Decision[Outcome]:
     """Two contents under one id: neither is believed; the group goes unless it is handed over."""
     counted = events.Counted(what=Counter.QUARANTINED)
-    if group.place is not Place.OPEN:
+    if group.place is not OPEN:
         return Decision((counted,), "quarantined")
     evicted = events.Evicted(group_ids=(group.group_id,), reason=EvictReason.QUARANTINED)
     return Decision((counted, evicted), "quarantined")
@@ -245,7 +245,7 @@ def release_prompt(
 
 
 def _is_held(item: IndexRecord, attempt: int) -> bool:
-    return item.phase is Phase.GENERATING and item.attempt == attempt
+    return item.phase is GENERATING and item.attempt == attempt
 
 
 def dead_letter(
@@ -276,7 +276,7 @@ def _num_lost(group: GroupRecord) -> int:
 def give_up(ledger: Ledger, group_id: int, limit_s: float) -> Decision[None]:
     """Dead-letter a group that was not verified within ``limit_s``; another stays as it is."""
     group = ledger.groups.get(group_id)
-    if group is None or group.place is not Place.OPEN or group.is_verified:
+    if group is None or group.place is not OPEN or group.is_verified:
         return Decision((), None)
     reason = f"not verified within broker.max_group_s ({limit_s:g} s) of its first lease"
     counted = events.Counted(what=Counter.TIMED_OUT)

@@ -328,12 +328,12 @@ class Server:
         if happened:
             self._journal.add_events(happened)
             self._watchdog.observe(happened, now_s)
-            if self._journal.wants_snapshot:
-                self._journal.add_snapshot(self._engine.ledger.state)
             self._is_dirty = True
             count_events(self._metrics, happened)
             count_lengths(self._metrics, self._engine.lengths)
             self._log_dead_letters(happened)
+        if happened or self._engine.snapshot is not None:
+            self._advance_snapshot()
         if self._write():
             self._settle()
             self._commits.stage(self._outbox.take(), has_events=self._is_dirty)
@@ -341,6 +341,12 @@ class Server:
         else:
             self._send_all(self._outbox.take_harmless())
             self._journal.maintain()
+
+    def _advance_snapshot(self) -> None:
+        """Journal a slice of the snapshot under way, or begin one that is due."""
+        is_under_way = self._engine.snapshot is not None
+        self._engine.snapshot = self._journal.advance_snapshot(self._engine.ledger.state)
+        self._is_dirty = self._is_dirty or is_under_way
 
     def _write(self) -> bool:
         """Write what is staged; False while the disk is full.
@@ -443,7 +449,7 @@ class Server:
 
     def _wait_s(self) -> float:
         """Time until something is due even if nobody asks."""
-        if self._fetches:
+        if self._fetches or self._engine.snapshot is not None:
             return _SHORTEST_WAIT_S
         waits = (self._waiting.next_deadline_s(), self._flow.next_deadline_s())
         due_s = min(self._next_tick_s, *waits)

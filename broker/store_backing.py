@@ -62,7 +62,7 @@ class LogBacking:
     def add(self, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
         """Keep one rollout; raises :class:`RefusedError` where the disk has no room for it."""
         contents = pack_payload(header, frames)
-        if not self._log.has_room(sum(memoryview(part).nbytes for part in contents)):
+        if not self._log.has_room(sum(map(len, contents))):
             raise RefusedError("full", f"{self._log.live_bytes} bytes are held, there is no room")
         key = key_of(header.rollout_id)
         self._log.put(key, contents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from broker import garbage
 from broker.store_backing import LogBacking
 from common.endpoints import read_endpoint
 from common.errors import DecodeError, InfraError
@@ -50,10 +51,11 @@ async def _serve(process: Process, server: PayloadServer, backing: LogBacking) -
             payload_endpoint=advertised(server.endpoint),
         )
         process.ready(endpoint=server.endpoint, num_groups=len(backing.group_ids()))
+        garbage.begin()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_pass_on(serving), name="serving")
-                tasks.create_task(_heartbeats(channel), name="heartbeats")
+                tasks.create_task(_heartbeats(channel, server), name="heartbeats")
                 sweeping = sweep_forever(channel, backing, process.config.stores.sweep_s)
                 tasks.create_task(sweeping, name="sweep")
         finally:
@@ -67,8 +69,11 @@ async def _pass_on(serving: asyncio.Future[None]) -> None:
     await serving
 
 
-async def _heartbeats(channel: Channel) -> None:
+async def _heartbeats(channel: Channel, server: PayloadServer) -> None:
+    num_before = 0
     while True:
+        garbage.tidy(server.num_messages - num_before)
+        num_before = server.num_messages
         with contextlib.suppress(InfraError, DecodeError):
             await channel.request(Heartbeat(), timeout_s=_HEARTBEAT_TIMEOUT_S)
         await asyncio.sleep(channel.registered.heartbeat_s)

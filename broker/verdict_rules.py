@@ -12,7 +12,7 @@ from collections.abc import Collection
 from broker import difficulty_rules, events
 from broker.dead_letters import cap_error, dead_letter_of, describe_error
 from broker.events import Counter
-from broker.groups import GroupRecord, IndexRecord, Phase
+from broker.groups import GENERATED, VERIFIED, VERIFYING, GroupRecord, IndexRecord
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
 from broker.rollout_rules import Outcome, counted, dead_letter, group_ended
@@ -50,7 +50,7 @@ def lease_rollout(
 
 def _first_open_to(group: GroupRecord, owner: str, peers: Collection[str]) -> int | None:
     """The first rollout of ``group`` that ``owner`` may verify."""
-    waiting = group.in_phase(Phase.GENERATED)
+    waiting = group.in_phase(GENERATED)
     return next((n for n in waiting if not group.indices[n].is_barred_to(owner, peers)), None)
 
 
@@ -66,21 +66,27 @@ def submit_verdict(
     item = group.indices[rollout_id.index]
     if item.rollout is None or item.attempt != rollout_id.attempt:
         return counted(Counter.LATE, "late")
-    if item.phase is Phase.VERIFIED:
+    if item.phase is VERIFIED:
         if (verify_attempt, verdict) == (item.verify_attempt, item.verdict):
             return Decision((), "accepted")
         return counted(Counter.DUPLICATE, "duplicate")
-    if verdict.status is VerdictStatus.INFRA_ERROR:
-        return _verify_again(ledger, group, rollout_id.index, verify_attempt, verdict.reason)
     if not verdict.status.is_judged:
-        reason = f"no verifier can judge index {rollout_id.index}: {verdict.status.value}"
-        told = describe_error(rollout_id.index, item.owner, cap_error(verdict.reason))
-        return Decision((dead_letter_of(group, reason, [told]),), "accepted")
+        return _not_judged(ledger, group, rollout_id.index, verify_attempt, verdict)
     verified = events.Verified(
         group_id=group.group_id, index=rollout_id.index, attempt=verify_attempt, verdict=verdict
     )
     after = difficulty_rules.after_verdict(ledger, group, rollout_id.index, verdict)
     return Decision((verified, *after), "accepted")
+
+
+def _not_judged(
+    ledger: Ledger, group: GroupRecord, index: int, verify_attempt: int, verdict: Verdict
+) -> Decision[Outcome]:
+    if verdict.status is VerdictStatus.INFRA_ERROR:
+        return _verify_again(ledger, group, index, verify_attempt, verdict.reason)
+    reason = f"no verifier can judge index {index}: {verdict.status.value}"
+    told = describe_error(index, group.indices[index].owner, cap_error(verdict.reason))
+    return Decision((dead_letter_of(group, reason, [told]),), "accepted")
 
 
 def _verify_again(
@@ -116,4 +122,4 @@ def release_rollout(
 
 
 def _is_verifying(item: IndexRecord, verify_attempt: int) -> bool:
-    return item.phase is Phase.VERIFYING and item.verify_attempt == verify_attempt
+    return item.phase is VERIFYING and item.verify_attempt == verify_attempt

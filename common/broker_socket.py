@@ -23,7 +23,8 @@ from common.sockets import request_id_or_zero, set_common_options
 
 _NOW = int(zmq.NOBLOCK)
 _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_RCVMORE = int(zmq.RCVMORE)
+_NUM_HEAD_PARTS = 2
+"""Prelude and header come before the arrays."""
 _COPY_BELOW_BYTES = 4096
 """A smaller array frame is copied out: a view would hold all of libzmq's 8 KiB receive buffer."""
 _TRACKED_FROM_BYTES = 16 << 10
@@ -229,16 +230,17 @@ class BrokerSocket:
 
     def _receive_rest(self, peer: bytes, user_id: str) -> tuple[Incoming, int]:
         """The parts after the routing id; libzmq has them all once it has delivered the first."""
-        socket = self._socket
-        parts: list[Buffer] = [socket.recv(_NOW)]
-        size = 0
-        if socket.getsockopt(_RCVMORE):
-            parts.append(socket.recv(_NOW))
-            while socket.getsockopt(_RCVMORE):
-                frame = socket.recv(_NOW, copy=False)
-                size += len(frame)
-                if len(parts) <= MAX_FRAMES + 2:  # more is refused, so it need not be kept
-                    parts.append(frame.bytes if len(frame) < _COPY_BELOW_BYTES else frame.buffer)
+        receive, parts = self._socket.recv, list[Buffer]()
+        size, more = 0, True
+        while more:  # a frame knows whether more follow; asking the socket takes longer
+            frame = receive(_NOW, copy=False)
+            more = frame.more
+            if len(parts) < _NUM_HEAD_PARTS:
+                parts.append(frame.bytes)
+                continue
+            size += len(frame)
+            if len(parts) <= MAX_FRAMES + _NUM_HEAD_PARTS:  # more is refused, and not kept
+                parts.append(frame.bytes if len(frame) < _COPY_BELOW_BYTES else frame.buffer)
         try:
             decoded = decode(parts)
             return Incoming(peer, decoded.request_id, decoded, user_id), size

@@ -165,11 +165,10 @@ class VerdictStatus(enum.Enum):
     @property
     def is_judged(self) -> bool:
         """True where the answer itself was judged, so that a reward exists."""
-        return self in (
-            VerdictStatus.GRADED,
-            VerdictStatus.WRONG_FORMAT,
-            VerdictStatus.LIMIT_EXCEEDED,
-        )
+        return self in _JUDGED
+
+
+_JUDGED = (VerdictStatus.GRADED, VerdictStatus.WRONG_FORMAT, VerdictStatus.LIMIT_EXCEEDED)
 
 
 class RewardComponent(Record, frozen=True):

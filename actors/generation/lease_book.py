@@ -62,10 +62,13 @@ class LeaseBook:
 
     @property
     def room_groups(self) -> int:
-        """Whole groups that the engine could take on now."""
-        if not self._sampling:
-            return max(1, self._max_sequences // self._group_size)
-        return max(0, self._max_sequences - len(self._sampling)) // self._group_size
+        """Groups to ask for now: those that fit, or one as soon as one of its answers does.
+
+        Where slots are few, waiting until a whole group fits leaves them idle; the engine queues
+        the answers of that group that find no slot yet.
+        """
+        free = max(0, self._max_sequences - len(self._sampling))
+        return max(free // self._group_size, int(free > 0))
 
     def take(
         self, prompt_lease: PromptLease, prompt_token_ids: Iterable[int], now_s: float

@@ -289,7 +289,7 @@ def _versions() -> dict[str, str]:
     import sqlite3
     from importlib.metadata import version
 
-    packages = {name: version(name) for name in ("rocksdict", "lmdb", "google-crc32c")}
+    packages = {name: version(name) for name in ("rocksdict", "lmdb", "xxhash")}
     return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **packages}
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
 from broker.events import AnyEvent
+from broker.groups import GroupRecord
 from broker.journal.files import Files, OsFiles
 from broker.journal.index import Index
-from broker.journal.journal import unpack_snapshot, unpack_turn
+from broker.journal.journal import unpack_turn
 from broker.journal.payloads import unpack_header
-from broker.journal.records import KEY_BYTES, Kind, decode_drops
+from broker.journal.records import KEY_BYTES, Kind, Part, decode_drops, decode_part
 from broker.journal.recovery import (
     Contents,
+    check_checkpoint,
     check_identity,
     index_record,
     lock_directory,
@@ -25,6 +27,7 @@ from broker.journal.recovery import (
 )
 from broker.journal.scan import DamagedError, Record, Scan
 from broker.ledger_state import LedgerState
+from broker.snapshots import unpack_first, unpack_groups
 from common.errors import JournalError
 from common.types import RolloutHeader
 
@@ -56,6 +59,12 @@ class Entry:
     events: list[AnyEvent] = field(default_factory=list)
     dropped: tuple[int, ...] = ()
     snapshot: LedgerState | None = None
+    """From its first part: without groups."""
+    groups: list[GroupRecord] = field(default_factory=list)
+    """From a later part of a snapshot."""
+    part: Part | None = None
+    is_last: bool = False
+    """Whether the snapshot is whole with this part."""
     payload: RolloutHeader | None = None
     payload_bytes: int = 0
 
@@ -103,6 +112,7 @@ def check(directory: Path) -> Totals:
             index_record(index, record)
             _count(totals, _entry(scan, record))
         scan.check()
+        check_checkpoint(index, directory)
         totals.owner = contents.headers[0].owner
         totals.num_segments = len(contents.segments)
         totals.num_bytes = sum(segment.size for segment in contents.segments)
@@ -134,7 +144,7 @@ def _count(totals: Totals, entry: Entry) -> None:
     if entry.events:
         totals.next_event = entry.first_event + len(entry.events)
     elif entry.snapshot is not None:
-        totals.next_event = entry.first_event
+        totals.next_event = max(totals.next_event, entry.first_event)
 
 
 def _end(scan: Scan) -> str:
@@ -162,11 +172,20 @@ def decode(record: Record) -> Entry:
     if record.header.kind == Kind.PUT:
         contents = body[KEY_BYTES:]
         return Entry(sequence, payload=unpack_header(contents), payload_bytes=len(contents))
+    if record.header.kind in (Kind.PART, Kind.CHECKPOINT):
+        return _decode_part(record)
     dropped, start = decode_drops(body)
-    if record.header.kind == Kind.CHECKPOINT:
-        number, state = unpack_snapshot(body[start:])
-        return Entry(sequence, number, dropped=dropped, snapshot=state)
     if start == len(body):
         return Entry(sequence, dropped=dropped)
     first, events = unpack_turn(body[start:])
     return Entry(sequence, first, events, dropped)
+
+
+def _decode_part(record: Record) -> Entry:
+    dropped, part, start = decode_part(record.body)
+    contents, is_last = record.body[start:], record.header.kind == Kind.CHECKPOINT
+    entry = Entry(record.header.sequence, dropped=dropped, part=part, is_last=is_last)
+    if part.number:
+        return replace(entry, groups=unpack_groups(contents))
+    number, state = unpack_first(contents)
+    return replace(entry, first_event=number, snapshot=state)

@@ -10,8 +10,8 @@ them into the files: they survive kill -9 of any process. :meth:`Journal.sync` k
   operating system loses the newest turns written in that time and during the sync that it cut
   short, but never part of a turn, never an older turn, and never the order.
 
-Payloads live until their group has ended and events until the next snapshot, so the files are
-bounded by the live groups.
+Payloads live until their group has ended and events until a later snapshot is complete, so the
+files are bounded by the live groups. A snapshot is spread over turns: one record a slice.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ from broker.journal.log import Log
 from broker.journal.payloads import PayloadCache, key_of, pack_payload, unpack_payload
 from broker.journal.syncer import Syncer
 from broker.ledger_state import LedgerState
+from broker.snapshots import (
+    DEFAULT_PACE,
+    Snapshot,
+    SnapshotPace,
+    num_events_of,
+    unpack_snapshot,
+)
 from common.codec import Buffer
 from common.errors import JournalError
 from common.types import RolloutHeader, RolloutId
 
-SNAPSHOT_EVERY = 20_000
-"""Events between snapshots: a restart replays about so many."""
 SEGMENT_BYTES = 64 << 20
 CACHE_BYTES = 64 << 20
 RELAXED_WINDOW_S = 1.0
@@ -45,11 +50,8 @@ Acks = Literal["durable", "relaxed"]
 
 _TURN = struct.Struct("<QI")
 """Before the events of a turn: number of the first, how many."""
-_COUNT = struct.Struct("<Q")
-"""Before a snapshot: events that led to it."""
 
 _events_decoder = msgspec.msgpack.Decoder(list[AnyEvent])
-_state_decoder = msgspec.msgpack.Decoder(LedgerState)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -66,6 +68,7 @@ class Journal:
         max_bytes: int = 0,
         cache_bytes: int = CACHE_BYTES,
         files: Files | None = None,
+        pace: SnapshotPace = DEFAULT_PACE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open or create the journal in ``directory``; ``max_bytes`` 0: only the disk bounds it.
@@ -84,7 +87,11 @@ class Journal:
         self._events: list[AnyEvent] = []
         self._cache = PayloadCache(cache_bytes)
         self._directory = directory
-        self._snapshot_bytes = len(self._log.checkpointed() or b"")
+        self._pace = pace
+        self._snapshot: Snapshot | None = None
+        self._staged_bytes = 0
+        """Of the snapshot under way."""
+        self._snapshot_bytes = self._log.checkpoint_bytes
         self._next_event, self._num_since_snapshot = self._count_events()
         self._syncer = Syncer(self._log, RELAXED_WINDOW_S) if acks == "relaxed" else None
 
@@ -92,11 +99,10 @@ class Journal:
 
     def load(self) -> tuple[LedgerState | None, Iterator[AnyEvent]]:
         """The last snapshot and the events after it."""
-        body = self._log.checkpointed()
-        if body is None:
+        if not self._log.checkpoint_bytes:
             return None, self._load_events(0)
         try:
-            number, state = unpack_snapshot(body)
+            number, state = unpack_snapshot(self._log.checkpointed())
         except msgspec.DecodeError as error:
             raise self._unreadable(f"the snapshot: {error}") from None
         return state, self._load_events(number)
@@ -153,20 +159,59 @@ class Journal:
         """Append events to this turn."""
         self._events.extend(events)
 
-    @property
-    def wants_snapshot(self) -> bool:
-        """Whether enough events have gathered, or they keep old segments from being deleted."""
-        is_due = self._num_since_snapshot + len(self._events) >= SNAPSHOT_EVERY
-        fits = self._log.turn_room >= 2 * self._snapshot_bytes
-        return fits and (is_due or self._log.wants_checkpoint)
+    def wants_snapshot(self, state: LedgerState) -> bool:
+        """Whether one should begin: enough events have gathered, or they hold back old segments."""
+        if self._snapshot is not None or self._log.turn_room < 2 * self._snapshot_bytes:
+            return False
+        num_events = self._num_since_snapshot + len(self._events)
+        return num_events >= self._pace.interval(state) or self._log.wants_checkpoint
+
+    def advance_snapshot(self, state: LedgerState) -> Snapshot | None:
+        """Begin a snapshot that is due, or stage a slice of the one under way.
+
+        Returns what is under way then: it must be shown every event before that is applied to
+        ``state``. On a full disk it is not spread: what it lets go of is needed at once.
+        """
+        if self._snapshot is None and not self.wants_snapshot(state):
+            return None
+        if self._log.is_full:
+            self._snapshot_on_full_disk(state)
+        elif self._snapshot is None:
+            self._begin_snapshot(state)
+        else:
+            self._stage_slice(self._snapshot)
+        return self._snapshot
 
     def add_snapshot(self, state: LedgerState) -> None:
-        """Replace all events by the state that they lead to."""
+        """Stage a whole snapshot."""
+        self._begin_snapshot(state)
+        self._finish_snapshot()
+
+    def _snapshot_on_full_disk(self, state: LedgerState) -> None:
+        """One of the present state lets go of more than what is left of one from before."""
+        room = self._log.turn_room // 2
+        if room >= self._snapshot_bytes:
+            self.add_snapshot(state)
+        elif room >= self._snapshot_bytes - self._staged_bytes:
+            self._finish_snapshot()
+
+    def _finish_snapshot(self) -> None:
+        while self._snapshot is not None:
+            self._stage_slice(self._snapshot)
+
+    def _begin_snapshot(self, state: LedgerState) -> None:
+        """Stage the first part: events behind it in the log are not part of the snapshot."""
+        self._log.begin_checkpoint()
         self._stage_events()
-        encoded = pack_snapshot(self._next_event, state)
-        self._log.checkpoint(encoded)
-        self._snapshot_bytes = len(encoded)
-        self._num_since_snapshot = 0
+        self._snapshot = Snapshot(self._next_event, state)
+        self._staged_bytes = self._num_since_snapshot = 0
+        self._stage_slice(self._snapshot)
+
+    def _stage_slice(self, snapshot: Snapshot) -> None:
+        self._stage_events()  # they take along the drops that they led to
+        self._staged_bytes += stage_part(self._log, snapshot, self._pace)
+        if snapshot.is_done:
+            self._snapshot, self._snapshot_bytes = None, self._staged_bytes
 
     # --- keeping ----------------------------------------------------------------------------------
 
@@ -225,12 +270,12 @@ class Journal:
 
     def _count_events(self) -> tuple[int, int]:
         """Number of the next event, and of those since the last snapshot."""
-        snapshot, turn = self._log.checkpointed(), self._log.last_turn()
-        start = 0 if snapshot is None else int(_COUNT.unpack_from(snapshot)[0])
+        first, turn = next(self._log.checkpointed(), None), self._log.last_turn()
+        start = 0 if first is None else num_events_of(first)
         if turn is None:
             return start, 0
-        first, number = _TURN.unpack_from(turn)
-        return first + number, first + number - start
+        newest, number = _TURN.unpack_from(turn)
+        return newest + number, newest + number - start
 
     def _load_events(self, expected: int) -> Iterator[AnyEvent]:
         for turn in self._log.turns():
@@ -256,15 +301,14 @@ def unpack_turn(turn: Buffer) -> tuple[int, list[AnyEvent]]:
     return first, _events_decoder.decode(memoryview(turn)[_TURN.size :])
 
 
-def pack_snapshot(number: int, state: LedgerState) -> bytes:
-    """A snapshot that ``number`` events led to."""
-    return _COUNT.pack(number) + _encoder.encode(state)
-
-
-def unpack_snapshot(snapshot: Buffer) -> tuple[int, LedgerState]:
-    """Number of events that led to a snapshot, and it; raises ``msgspec.DecodeError``."""
-    (number,) = _COUNT.unpack_from(snapshot)
-    return number, _state_decoder.decode(memoryview(snapshot)[_COUNT.size :])
+def stage_part(log: Log, snapshot: Snapshot, pace: SnapshotPace) -> int:
+    """Stage the next part of a snapshot; returns its bytes."""
+    part = snapshot.next_part(pace)
+    if snapshot.is_done:
+        log.checkpoint(part)
+    else:
+        log.add_part(part)
+    return len(part)
 
 
 def refuse_leftover(directory: Path) -> None:

@@ -1,10 +1,11 @@
 """A durable log of keyed records and turns, in bounded disk space. It knows nothing of ledgers.
 
 Keyed records (:meth:`Log.put`) live until their group is dropped. Turns (:meth:`Log.append`) live
-until the next checkpoint. Everything is staged first; :meth:`Log.write` hands it to the system, in
-order, and :meth:`Log.sync`, which another thread may call meanwhile, makes it durable.
+until a checkpoint that began later ends (:meth:`Log.add_part`, :meth:`Log.checkpoint`). Everything
+is staged first; :meth:`Log.write` hands it to the system, in order, and :meth:`Log.sync`, which
+another thread may call meanwhile, makes it durable.
 
-The disk holds at most twice the live bytes and three segments: the oldest segment is deleted once
+The disk holds at most twice the live bytes and five segments: the oldest segment is deleted once
 nothing in it is live, and the few live records in it are copied to the end when garbage outweighs
 them. Each byte is copied at most about once for each byte of garbage that goes.
 
@@ -30,12 +31,13 @@ from broker.journal.records import (
     SealReason,
     body_of,
     decode_drops,
+    decode_part,
     decode_record_header,
     encode_number,
     encode_record,
     is_body_sound,
     record_bytes,
-    salt_crc,
+    salt_seed,
 )
 from broker.journal.recovery import lock_directory, recover
 from broker.journal.scan import DamagedError
@@ -87,7 +89,7 @@ class Log:
         identity = Identity(directory, owner, found.salt, segment_bytes)
         self._segments = Segments(files, identity, found.chain, found.spare, max_bytes=max_bytes)
         self._segments.start_at(found.last_sequence)
-        self._salted = salt_crc(found.salt)
+        self._salted = salt_seed(found.salt)
         self._index = found.index
         self._staging = Staging(self._salted, found.last_sequence + 1)
         self._reserved_bytes = segment_bytes // _RESERVED_SHARE
@@ -130,22 +132,27 @@ class Log:
             raise KeyError(key)
         return self._read(place)[KEY_BYTES:]
 
-    def checkpointed(self) -> memoryview | None:
-        """Contents of the last checkpoint that was written."""
-        place = self._index.checkpoint
-        return None if place is None else self._contents_at(place)
+    def checkpointed(self) -> Iterator[memoryview]:
+        """Contents of the parts of the last checkpoint that was written, in order."""
+        for place in self._index.checkpoint.places:
+            body = self._read(place)
+            yield body[decode_part(body)[2] :]
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of its records."""
+        return self._index.checkpoint.bytes_in.total()
 
     def turns(self) -> Iterator[memoryview]:
-        """Contents of the turns after it, in order."""
-        for place in list(self._index.turns):
-            yield self._contents_at(place)
+        """Contents of the turns that it does not replace, in order."""
+        return map(self._turn_at, self._index.turns)
 
     def last_turn(self) -> memoryview | None:
         """Contents of the newest of them."""
-        turns = self._index.turns
-        return self._contents_at(turns[-1]) if turns else None
+        place = self._index.last_turn
+        return None if place is None else self._turn_at(place)
 
-    def _contents_at(self, place: Place) -> memoryview:
+    def _turn_at(self, place: Place) -> memoryview:
         body = self._read(place)
         return body[decode_drops(body)[1] :]
 
@@ -166,6 +173,11 @@ class Log:
         if spare is None:
             return 0
         return max(spare.room - self._reserved_bytes - self._staging.num_bytes, 0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the disk had no room for a spare segment."""
+        return self._segments.spare is None
 
     @property
     def turn_room(self) -> int:
@@ -202,11 +214,22 @@ class Log:
 
     def append(self, contents: Buffer) -> None:
         """Add a turn; drops since the last one become part of it: both survive, or neither."""
-        self._staging.add_history(Kind.TURN, (contents,), self._segments.durable)
+        self._staging.add_turn((contents,), self._segments.durable)
+
+    def begin_checkpoint(self) -> None:
+        """Have the next part be the first of a checkpoint; an unfinished one will never count."""
+        self._staging.begin_checkpoint()
+
+    def add_part(self, contents: Buffer) -> None:
+        """Add a part of a checkpoint that replaces the turns before its first part, once it ends.
+
+        Turns may come between the parts. If the process ends there, the checkpoint never counts.
+        """
+        self._staging.add_part(contents, self._segments.durable, is_last=False)
 
     def checkpoint(self, contents: Buffer) -> None:
-        """Replace all turns by ``contents``."""
-        self._staging.add_history(Kind.CHECKPOINT, (contents,), self._segments.durable)
+        """Add the last part of a checkpoint, which may be the only one; drops are part of it."""
+        self._staging.add_part(contents, self._segments.durable, is_last=True)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -260,10 +283,12 @@ class Log:
         """Note where a record lies."""
         if staged.key is not None:
             self._index.put(staged.key, place)
-        elif staged.kind is Kind.CHECKPOINT:
-            self._index.set_checkpoint(place)
-        else:
+        elif staged.part is None:
             self._index.add_turn(place)
+        elif staged.kind is Kind.PART:
+            self._index.add_part(staged.part, place)
+        else:
+            self._index.set_checkpoint(staged.part, place)
 
     def _advance(self, sequence: int, need_bytes: int) -> None:
         """Go on with this record in the spare segment and have another spare made."""

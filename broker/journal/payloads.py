@@ -58,7 +58,7 @@ class PayloadCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._payloads: OrderedDict[Key, Payload] = OrderedDict()
+        self._payloads: OrderedDict[Key, tuple[Payload, int]] = OrderedDict()
         self._keys: dict[int, dict[Key, None]] = {}
 
     @property
@@ -68,15 +68,18 @@ class PayloadCache:
 
     def get(self, key: Key) -> Payload | None:
         """The payload of ``key``, if it is still here."""
-        return self._payloads.get(key)
+        found = self._payloads.get(key)
+        return None if found is None else found[0]
 
     def add(self, key: Key, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
         """Keep a payload; the oldest ones leave to make room."""
-        self._remove(key)
+        if key in self._payloads:
+            self._remove(key)
         views = [memoryview(frame).cast("B") for frame in frames]
-        self._payloads[key] = header, views
+        size = sum(map(len, views))
+        self._payloads[key] = (header, views), size
         self._keys.setdefault(key[0], {})[key] = None
-        self._num_bytes += _size(views)
+        self._num_bytes += size
         while self._num_bytes > self._max_bytes:
             self._remove(next(iter(self._payloads)))
 
@@ -87,14 +90,9 @@ class PayloadCache:
                 self._remove(key)
 
     def _remove(self, key: Key) -> None:
-        payload = self._payloads.pop(key, None)
-        if payload is not None:
-            self._num_bytes -= _size(payload[1])
-            keys = self._keys[key[0]]
-            del keys[key]
-            if not keys:
-                del self._keys[key[0]]
-
-
-def _size(frames: Sequence[memoryview]) -> int:
-    return sum(frame.nbytes for frame in frames)
+        _, size = self._payloads.pop(key)
+        self._num_bytes -= size
+        keys = self._keys[key[0]]
+        del keys[key]
+        if not keys:
+            del self._keys[key[0]]

@@ -1,25 +1,27 @@
 """Bytes of the log: segment headers and records. Pure.
 
-A segment starts with a header block of 4096 bytes: magic, CRC32C of the block, format, number,
-capacity, salt, owner. It is made before anybody knows which record will come first; that one says
-it. Records follow, each aligned to 8 bytes:
+A segment starts with a header block of 4096 bytes: magic, checksum of the block, format, number,
+capacity, salt, owner, and a sequence that all of its records have reached: the file may have been a
+segment before, and what it still holds of that has older sequences. Which record will come first
+nobody knows yet; that one says it. Records follow, each aligned to 8 bytes:
 
 ====== ===== =====================================================================================
 offset bytes field
 ====== ===== =====================================================================================
 0      4     magic ``HRJR``
-4      4     CRC32C of the salt and of bytes 8 to 40
-8      4     CRC32C of the body and its padding
-12     4     length of the body
+4      4     checksum of bytes 8 to 40, seeded with the XXH3-64 of the salt
+8      8     XXH3-64 of the body and its padding
 16     8     sequence: one more than the record before, in all segments together
 24     8     durable: the last sequence that was known to be on disk when this record was made
-32     2     kind
-34     6     zero
+32     4     length of the body
+36     2     kind
+38     2     zero
 40     -     body, zeros up to a multiple of 8
 ====== ===== =====================================================================================
 
-The salt is random and the same in all segments of a log. It keeps bytes inside a payload from being
-taken for a record by someone who looks for records behind a damaged one.
+A checksum is the lower half of an XXH3-64. The salt is random and the same in all segments of a
+log. It keeps bytes inside a payload from being taken for a record by someone who looks for records
+behind a damaged one.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from google_crc32c import extend
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from common.codec import Buffer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Format 1 was one SQLite file."""
 
 SEGMENT_HEADER_BYTES = 4096
@@ -44,16 +46,25 @@ RECORD_HEADER_BYTES = 40
 MAGIC = b"HRJR"
 
 _SEGMENT_MAGIC = b"HRJOURNL"
-_SEGMENT = struct.Struct(f"<8sIIQQ{SALT_BYTES}s{MAX_OWNER_BYTES}s")
-_RECORD = struct.Struct("<4sIIIQQHHI")
-_CHECKED = struct.Struct("<IIQQHHI")
+_SEGMENT = struct.Struct(f"<8sIIQQ{SALT_BYTES}s{MAX_OWNER_BYTES}sQ")
+_RECORD = struct.Struct("<4sIQQQIHH")
+_CHECKED = struct.Struct("<QQQIHH")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _KEY = struct.Struct("<QQQ")
+_PART = struct.Struct("<QI")
 _PADDING = tuple(bytes(-size % 8) for size in range(8))
 
 Key = tuple[int, int, int]
 """Of a keyed record: the group that it is dropped with, then two numbers of the caller's own."""
+
+
+class Part(NamedTuple):
+    """Which part of a checkpoint a record is."""
+
+    first: int
+    """Sequence of part 0: the checkpoint replaces the turns before that, no later ones."""
+    number: int
 
 
 class Kind(enum.IntEnum):
@@ -64,11 +75,13 @@ class Kind(enum.IntEnum):
     TURN = 2
     """Groups whose keyed records are dropped, then contents that matter up to a checkpoint."""
     CHECKPOINT = 3
-    """Dropped groups, then what replaces the contents of all turns before."""
+    """Dropped groups, then the last part of a checkpoint: from here on it counts."""
     FLOOR = 4
     """Number of the first segment that is still needed."""
     SEAL = 5
     """Last record of a segment. It takes no sequence of its own: it has that of the next record."""
+    PART = 6
+    """An earlier part of a checkpoint; it drops nothing."""
 
 
 class SealReason(enum.IntEnum):
@@ -87,13 +100,15 @@ class SegmentHeader(NamedTuple):
     capacity: int
     salt: bytes
     owner: str
+    oldest: int = 0
+    """Records with a lower sequence are not of this segment but of a former one in its file."""
     format: int = FORMAT_VERSION
 
 
 class RecordHeader(NamedTuple):
     """The first 40 bytes of a record, without magic and checksum."""
 
-    body_crc: int
+    body_hash: int
     length: int
     sequence: int
     durable: int
@@ -118,10 +133,10 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
     owner = header.owner.encode()
     if len(owner) > MAX_OWNER_BYTES:
         raise ValueError(f"the owner of a log has at most {MAX_OWNER_BYTES} bytes, got {owner!r}")
-    fields = (header.format, header.number, header.capacity, header.salt, owner)
+    fields = (header.format, header.number, header.capacity, header.salt, owner, header.oldest)
     block = bytearray(SEGMENT_HEADER_BYTES)
     _SEGMENT.pack_into(block, 0, _SEGMENT_MAGIC, 0, *fields)
-    _U32.pack_into(block, len(_SEGMENT_MAGIC), extend(0, bytes(block)))
+    _U32.pack_into(block, len(_SEGMENT_MAGIC), _checksum(block))
     return bytes(block)
 
 
@@ -129,12 +144,12 @@ def decode_segment_header(block: bytes) -> SegmentHeader | None:
     """The header in ``block``, or None if its checksum is wrong."""
     if len(block) != SEGMENT_HEADER_BYTES or not block.startswith(_SEGMENT_MAGIC):
         return None
-    _, crc, version, number, capacity, salt, owner = _SEGMENT.unpack_from(block)
+    _, crc, version, number, capacity, salt, owner, oldest = _SEGMENT.unpack_from(block)
     checked = bytearray(block)
     _U32.pack_into(checked, len(_SEGMENT_MAGIC), 0)
-    if extend(0, bytes(checked)) != crc:
+    if _checksum(checked) != crc:
         return None
-    return SegmentHeader(number, capacity, salt, owner.rstrip(b"\0").decode(), version)
+    return SegmentHeader(number, capacity, salt, owner.rstrip(b"\0").decode(), oldest, version)
 
 
 def looks_like_segment(block: bytes) -> bool:
@@ -146,29 +161,32 @@ def looks_like_segment(block: bytes) -> bool:
 
 
 def encode_record(
-    salt_crc: int, kind: Kind, sequence: int, durable: int, body: Sequence[Buffer]
+    salted: int, kind: Kind, sequence: int, durable: int, body: Sequence[Buffer]
 ) -> tuple[list[Buffer], int]:
     """The buffers to write for one record, ``body`` itself among them, and their length.
 
-    ``salt_crc`` is :func:`salt_crc` of the log's salt. Raises ``ValueError`` above 4 GiB.
+    ``salted`` is :func:`salt_seed` of the log's salt. Raises ``ValueError`` above 4 GiB.
     """
-    crc = length = 0
+    digest, length = xxh3_64(), 0
     for part in body:
-        data = part if isinstance(part, bytes) else bytes(part)
-        crc = extend(crc, data)
-        length += len(data)
+        digest.update(part)
+        length += part.nbytes if isinstance(part, memoryview) else len(part)
     if length > MAX_BODY_BYTES:
         raise ValueError(f"a record holds at most {MAX_BODY_BYTES} bytes, got {length}")
     padding = _PADDING[length % 8]
-    crc = extend(crc, padding)
-    checked = _CHECKED.pack(crc, length, sequence, durable, kind, 0, 0)
-    header = MAGIC + _U32.pack(extend(salt_crc, checked)) + checked
+    digest.update(padding)
+    checked = _CHECKED.pack(digest.intdigest(), sequence, durable, length, kind, 0)
+    header = MAGIC + _U32.pack(_checksum(checked, salted)) + checked
     return [header, *body, padding], RECORD_HEADER_BYTES + length + len(padding)
 
 
-def salt_crc(salt: bytes) -> int:
+def salt_seed(salt: bytes) -> int:
     """Where the checksum of every record header of a log starts."""
-    return int(extend(0, salt))
+    return xxh3_64_intdigest(salt)
+
+
+def _checksum(data: Buffer, seed: int = 0) -> int:
+    return xxh3_64_intdigest(data, seed) & 0xFFFFFFFF
 
 
 def decode_record_header(salted: int, data: bytes, offset: int) -> RecordHeader | None:
@@ -176,18 +194,18 @@ def decode_record_header(salted: int, data: bytes, offset: int) -> RecordHeader 
     end = offset + RECORD_HEADER_BYTES
     if len(data) < end or not data.startswith(MAGIC, offset):
         return None
-    _, crc, body_crc, length, sequence, durable, kind, _, _ = _RECORD.unpack_from(data, offset)
-    if extend(salted, data[offset + 8 : end]) != crc:
+    _, crc, body_hash, sequence, durable, length, kind, _ = _RECORD.unpack_from(data, offset)
+    if _checksum(data[offset + 8 : end], salted) != crc:
         return None
     num_bytes = RECORD_HEADER_BYTES + (length + 7) // 8 * 8
-    return RecordHeader(body_crc, length, sequence, durable, kind, num_bytes)
+    return RecordHeader(body_hash, length, sequence, durable, kind, num_bytes)
 
 
 def is_body_sound(header: RecordHeader, data: bytes, offset: int) -> bool:
     """Whether the body of the record at ``offset`` is all there and unchanged."""
     end = offset + header.num_bytes
-    body = data[offset + RECORD_HEADER_BYTES : end]
-    return len(data) >= end and bool(extend(0, body) == header.body_crc)
+    body = memoryview(data)[offset + RECORD_HEADER_BYTES : end]
+    return len(data) >= end and xxh3_64_intdigest(body) == header.body_hash
 
 
 def body_of(header: RecordHeader, data: Buffer, offset: int = 0) -> memoryview:
@@ -213,14 +231,25 @@ def decode_key(body: Buffer, offset: int = 0) -> Key:
 
 
 def encode_drops(groups: Sequence[int]) -> bytes:
-    """The start of the body of a :attr:`Kind.TURN` or :attr:`Kind.CHECKPOINT`."""
+    """The start of the body of a turn and of each part of a checkpoint."""
     return struct.pack(f"<I{len(groups)}Q", len(groups), *groups)
 
 
 def decode_drops(body: Buffer) -> tuple[tuple[int, ...], int]:
-    """The dropped groups of a turn or checkpoint, and where its contents start."""
+    """The dropped groups in such a body, and where the rest starts."""
     (number,) = _U32.unpack_from(body)
     return struct.unpack_from(f"<{number}Q", body, _U32.size), _U32.size + 8 * number
+
+
+def encode_part(part: Part) -> bytes:
+    """Behind the drops in the body of a :attr:`Kind.CHECKPOINT` or :attr:`Kind.PART`."""
+    return _PART.pack(*part)
+
+
+def decode_part(body: Buffer) -> tuple[tuple[int, ...], Part, int]:
+    """The dropped groups in such a body, which part it is, and where its contents start."""
+    groups, offset = decode_drops(body)
+    return groups, Part(*_PART.unpack_from(body, offset)), offset + _PART.size
 
 
 def encode_number(number: int) -> bytes:

@@ -16,6 +16,7 @@ from broker.journal.records import (
     SegmentHeader,
     decode_drops,
     decode_key,
+    decode_part,
     decode_segment_header,
     looks_like_segment,
 )
@@ -129,7 +130,9 @@ def _open_segment(files: Files, path: Path, number: int) -> tuple[Segment, Segme
         raise DamagedError(path, 0, "the header does not match its checksum")
     if header.number != number:
         raise DamagedError(path, 0, f"this is segment {header.number} under another name")
-    segment = Segment(number, path, descriptor, size, header.capacity, is_durable=True)
+    segment = Segment(
+        number, path, descriptor, size, header.capacity, header.oldest, is_durable=True
+    )
     return segment, header
 
 
@@ -160,14 +163,26 @@ def index_record(index: Index, record: Record) -> None:
     place = Place(record.segment, record.offset, header.num_bytes)
     if header.kind == _PUT:
         index.put(decode_key(record.data, record.position + RECORD_HEADER_BYTES), place)
-    else:
-        groups, start = decode_drops(record.body)
-        for group in groups:
-            index.drop(group)
-        if header.kind == Kind.CHECKPOINT:
-            index.set_checkpoint(place)
-        elif start < header.length:
-            index.add_turn(place)
+        return
+    groups, start = decode_drops(record.body)
+    for group in groups:
+        index.drop(group)
+    if header.kind == Kind.PART:
+        index.add_part(decode_part(record.body)[1], place)
+    elif header.kind == Kind.CHECKPOINT:
+        index.set_checkpoint(decode_part(record.body)[1], place)
+    elif start < header.length:
+        index.add_turn(place)
+
+
+def check_checkpoint(index: Index, directory: Path) -> None:
+    """Raise :class:`DamagedError` if parts of the last checkpoint are missing."""
+    if index.incomplete is not None:
+        segment, offset, _ = index.incomplete
+        raise DamagedError(
+            segment_path(directory, segment), offset, "parts of this checkpoint are missing"
+        )
+    index.give_up_checkpoint()  # nobody goes on with one that was left unfinished
 
 
 # --- repairing ------------------------------------------------------------------------------------
@@ -203,6 +218,7 @@ def _resume(files: Files, identity: Identity, contents: Contents) -> Recovered:
     for record in scan:
         index_record(index, record)
     scan.check()
+    check_checkpoint(index, identity.directory)
     for segment, offset in scan.unvouched():
         _write_again(files, segment, offset)
     for segment in contents.segments:

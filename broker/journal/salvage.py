@@ -19,7 +19,7 @@ from broker.events import AnyEvent
 from broker.groups import GroupRecord, Place
 from broker.journal.files import Files, OsFiles
 from broker.journal.inspection import Entry, decode
-from broker.journal.journal import pack_snapshot
+from broker.journal.journal import stage_part
 from broker.journal.log import Log
 from broker.journal.payloads import key_of
 from broker.journal.records import (
@@ -28,17 +28,19 @@ from broker.journal.records import (
     SEGMENT_HEADER_BYTES,
     Key,
     Kind,
+    Part,
     RecordHeader,
     SegmentHeader,
     decode_key,
     decode_segment_header,
-    salt_crc,
+    salt_seed,
 )
 from broker.journal.recovery import lock_directory
 from broker.journal.scan import Record, SegmentReader
 from broker.journal.segment_file import Segment, disk_error, segment_number
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules, LedgerState
+from broker.snapshots import DEFAULT_PACE, Snapshot, add_groups, groups_of
 from common.errors import JournalError
 from common.types import RolloutId
 
@@ -73,6 +75,17 @@ class _Found(NamedTuple):
 
 
 @dataclass(slots=True)
+class _Begun:
+    """A snapshot, as far as no part is missing."""
+
+    next_part: Part
+    num_events: int
+    state: LedgerState
+    turns: list[Entry] = field(default_factory=list)
+    """Since its first part."""
+
+
+@dataclass(slots=True)
 class _History:
     """Events in order, as far as none is missing."""
 
@@ -82,20 +95,42 @@ class _History:
     lost_from: int | None = None
     """First event that is missing; what comes after it is in ``unapplied``."""
     unapplied: list[AnyEvent] = field(default_factory=list)
+    _begun: _Begun | None = None
 
     def add(self, entry: Entry) -> bool:
-        """Take a turn or snapshot; returns whether its drops count."""
-        if entry.snapshot is not None:
-            self.state, self.events, self.unapplied = entry.snapshot, [], []
-            self.next_event, self.lost_from = entry.first_event, None
-        elif entry.events and self.lost_from is None and entry.first_event != self.next_event:
+        """Take a turn or a part of a snapshot; returns whether its drops count."""
+        if entry.part is not None:
+            self._add_part(entry, entry.part)
+        else:
+            self._add_turn(entry)
+            if self._begun is not None:
+                self._begun.turns.append(entry)
+        return self.lost_from is None
+
+    def _add_turn(self, entry: Entry) -> None:
+        if entry.events and self.lost_from is None and entry.first_event != self.next_event:
             self.lost_from = self.next_event
         if self.lost_from is not None:
             self.unapplied.extend(entry.events)
-            return False
-        self.events.extend(entry.events)
-        self.next_event += len(entry.events)
-        return True
+        else:
+            self.events.extend(entry.events)
+            self.next_event += len(entry.events)
+
+    def _add_part(self, entry: Entry, part: Part) -> None:
+        if entry.snapshot is not None:
+            self._begun = _Begun(part, entry.first_event, entry.snapshot)
+        if self._begun is not None and self._begun.next_part == part:
+            self._begun.next_part = part._replace(number=part.number + 1)
+            add_groups(self._begun.state, entry.groups)
+            if entry.is_last:
+                self._go_on_from(self._begun)
+
+    def _go_on_from(self, snapshot: _Begun) -> None:
+        """From one that is whole, with the turns since it began."""
+        self.state, self.events, self.unapplied = snapshot.state, [], []
+        self.next_event, self.lost_from, self._begun = snapshot.num_events, None, None
+        for turn in snapshot.turns:
+            self._add_turn(turn)
 
 
 def salvage(directory: Path, out: Path) -> Rescue:
@@ -119,7 +154,7 @@ def salvage(directory: Path, out: Path) -> Rescue:
 def _salvage(files: Files, directory: Path, out: Path) -> Rescue:
     rescue = Rescue()
     segments, header = _open_segments(files, directory, rescue)
-    salted = salt_crc(header.salt)
+    salted = salt_seed(header.salt)
     found = sorted(
         (each for segment in segments for each in _sound_records(files, segment, salted)),
         key=lambda each: each.header.sequence,
@@ -157,7 +192,8 @@ def _open_segments(
         else:
             sound.append(header)
         size = files.size(descriptor)
-        segments.append(Segment(number, path, descriptor, size, size))
+        oldest = 0 if header is None else header.oldest
+        segments.append(Segment(number, path, descriptor, size, size, oldest))
     if not sound:
         raise JournalError(
             f"journal {directory}: no segment has a sound header, so that records cannot be told "
@@ -172,13 +208,19 @@ def _open_segments(
 
 
 def _sound_records(files: Files, segment: Segment, salted: int) -> Iterator[_Found]:
-    """Every sound record of a segment, also behind damage."""
+    """Every sound record of a segment, also behind damage.
+
+    Where the segment's own records end, older ones may follow that the file held before.
+    """
     reader, offset = SegmentReader(files, segment, salted), SEGMENT_HEADER_BYTES
+    newest = 0
     while True:
         header = reader.header_at(offset)
+        if header is not None and header.sequence < newest:
+            return
         if header is not None and reader.record_at(offset, header) is not None:
             yield _Found(header, reader, segment.path, offset)
-            offset += header.num_bytes
+            offset, newest = offset + header.num_bytes, header.sequence
         else:
             found = next(reader.headers_from(offset + 8), None)
             if found is None:
@@ -223,19 +265,11 @@ def _note_missing_records(found: Sequence[_Found], rescue: Rescue) -> None:
 def _note_missing_events(history: _History, rescue: Rescue) -> None:
     if history.lost_from is None:
         return
-    groups = sorted({group for event in history.unapplied for group in _groups_of(event)})
+    groups = sorted({group for event in history.unapplied for group in groups_of(event)})
     rescue.losses.append(
         f"events from {history.lost_from} on; {len(history.unapplied)} later ones are not applied: "
         f"groups {_listed(groups)} are as they were before"
     )
-
-
-def _groups_of(event: AnyEvent) -> Sequence[int]:
-    if isinstance(event, events.Generated):
-        return (event.rollout.rollout_id.group_id,)
-    if hasattr(event, "group_ids"):
-        return tuple(event.group_ids)
-    return (event.group_id,) if hasattr(event, "group_id") else ()
 
 
 def _listed(groups: Sequence[int]) -> str:
@@ -291,8 +325,13 @@ def _write(
             log.put(key, [payloads[key].read().body[KEY_BYTES:]])
             if number % _WRITE_EVERY == 0:
                 log.write()
-        log.checkpoint(pack_snapshot(rescue.next_event, ledger.state))
-        log.write()
+        _write_snapshot(log, Snapshot(rescue.next_event, ledger.state))
     finally:
         log.close()
     rescue.num_groups, rescue.num_payloads = len(ledger.groups), len(needed)
+
+
+def _write_snapshot(log: Log, snapshot: Snapshot) -> None:
+    while not snapshot.is_done:
+        stage_part(log, snapshot, DEFAULT_PACE)
+        log.write()

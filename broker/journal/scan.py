@@ -35,7 +35,7 @@ from broker.journal.records import (
     decode_number,
     decode_record_header,
     is_body_sound,
-    salt_crc,
+    salt_seed,
 )
 from broker.journal.segment_file import Segment, disk_error, segment_path
 from common.errors import JournalError
@@ -43,7 +43,7 @@ from common.errors import JournalError
 _WINDOW_BYTES = 8 << 20
 _BLANK = bytes(1 << 20)
 _ALIGNMENT = 8
-_HISTORY = frozenset({Kind.PUT, Kind.TURN, Kind.CHECKPOINT})
+_HISTORY = frozenset({Kind.PUT, Kind.TURN, Kind.PART, Kind.CHECKPOINT})
 
 
 class DamagedError(JournalError):
@@ -97,7 +97,7 @@ class SegmentReader:
     def header_at(self, offset: int) -> RecordHeader | None:
         """The record header at ``offset``, or None if there is no sound one."""
         position = self._reach(offset, RECORD_HEADER_BYTES)
-        return decode_record_header(self._salted, self._data, position)
+        return self._decode(self._data, position)
 
     def record_at(self, offset: int, header: RecordHeader) -> Record | None:
         """The record that ``header`` begins, or None if its body is not sound."""
@@ -112,7 +112,7 @@ class SegmentReader:
             data = self._read(_WINDOW_BYTES, offset)
             found = data.find(MAGIC)
             while found >= 0:
-                header = decode_record_header(self._salted, data, found)
+                header = self._decode(data, found)
                 if header is not None and found % _ALIGNMENT == 0:
                     yield offset + found, header
                 found = data.find(MAGIC, found + 1)
@@ -127,6 +127,11 @@ class SegmentReader:
                 return False
             offset += len(data)
         return True
+
+    def _decode(self, data: bytes, position: int) -> RecordHeader | None:
+        """The header there, unless it is left from another life of the file."""
+        header = decode_record_header(self._salted, data, position)
+        return None if header is None or header.sequence < self._segment.oldest else header
 
     def _reach(self, offset: int, size: int) -> int:
         """Where ``offset`` is in the window; ``size`` bytes follow if the file has them."""
@@ -160,7 +165,7 @@ class Scan:
         self._first_sequences: list[int] = []
         """Of the segments in which a record was found."""
         self._is_blank: dict[int, bool] = {}
-        self._readers = [SegmentReader(files, each, salt_crc(salt)) for each in segments]
+        self._readers = [SegmentReader(files, each, salt_seed(salt)) for each in segments]
 
     # --- the pass ---------------------------------------------------------------------------------
 
@@ -223,7 +228,7 @@ class Scan:
 
     def _check_stop(self, stop: Stop) -> None:
         segment = self.segments[stop.position]
-        if not self.next_sequence and self.is_blank(stop.position):
+        if not self.next_sequence and self._is_unused(stop.position):
             raise self._damaged_missing(segment.number - 1)
         voucher = self._voucher(stop)
         if not self.next_sequence or voucher is not None:
@@ -266,6 +271,11 @@ class Scan:
             tail = self.segments[position].tail
             self._is_blank[position] = self._readers[position].is_blank_from(tail)
         return self._is_blank[position]
+
+    def _is_unused(self, position: int) -> bool:
+        """Whether a segment has no record of its own, not even behind a damaged one."""
+        tail = self.segments[position].tail
+        return next(self._readers[position].headers_from(tail), None) is None
 
     def _damaged_missing(self, number: int) -> DamagedError:
         path = segment_path(self.segments[0].path.parent, number)

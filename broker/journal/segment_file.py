@@ -30,6 +30,11 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / f"{_PREFIX}{number:010d}{_SUFFIX}"
 
 
+def unfinished_path(directory: Path, number: int) -> Path:
+    """The same before the segment is durable."""
+    return directory / (segment_path(directory, number).name + UNFINISHED)
+
+
 def segment_number(name: str) -> int | None:
     """Number of the segment in the file ``name``, or None if it is no segment's name."""
     digits = name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
@@ -48,6 +53,8 @@ class Segment:
     """Bytes of the file; all allocated."""
     capacity: int
     """Size that its header promises; it has less only once it is sealed."""
+    oldest: int = 0
+    """Older records in it are left from another life of the file."""
     tail: int = SEGMENT_HEADER_BYTES
     """Where the next record goes."""
     is_durable: bool = False
@@ -79,10 +86,28 @@ class Identity:
 
 def make_segment(files: Files, identity: Identity, number: int) -> Segment:
     """An unfinished segment without records; leaves nothing behind on ``OSError``."""
-    name = segment_path(identity.directory, number).name + UNFINISHED
-    path, size = identity.directory / name, identity.segment_bytes
-    descriptor = files.create(path)
-    header = SegmentHeader(number, size, identity.salt, identity.owner)
+    path = unfinished_path(identity.directory, number)
+    return _begin_segment(files, identity, number, path, files.create(path), 0)
+
+
+def remake_segment(
+    files: Files, identity: Identity, number: int, old: Segment, oldest: int
+) -> Segment:
+    """The same in the file of a segment that nobody needs and that has an unfinished name.
+
+    Blocks and pages that were written before are written again in a fraction of the time. Every
+    record to come has at least the sequence ``oldest``, all that the file holds have lower ones.
+    """
+    path = unfinished_path(identity.directory, number)
+    files.rename(old.path, path)
+    return _begin_segment(files, identity, number, path, old.descriptor, oldest)
+
+
+def _begin_segment(
+    files: Files, identity: Identity, number: int, path: Path, descriptor: int, oldest: int
+) -> Segment:
+    size = identity.segment_bytes
+    header = SegmentHeader(number, size, identity.salt, identity.owner, oldest)
     try:
         files.allocate(descriptor, size)
         write_fully(files, descriptor, [encode_segment_header(header)], SEGMENT_HEADER_BYTES, 0)
@@ -90,7 +115,7 @@ def make_segment(files: Files, identity: Identity, number: int) -> Segment:
         files.close(descriptor)
         files.unlink(path)
         raise
-    return Segment(number, path, descriptor, size, size)
+    return Segment(number, path, descriptor, size, size, oldest)
 
 
 def write_fully(

@@ -1,8 +1,11 @@
-"""The segment files of one open log: appending, syncing, one spare in reserve, deleting.
+"""The segment files of one open log: appending, syncing, one spare in reserve, deleting, reusing.
 
 Segments are numbered from 1 without gaps. Records go to the *active* one, the last. Behind it lies
 a *spare*: allocated in full and durable before its first record is written, so that a full disk is
 met when the next spare cannot be made and never in the middle of a record.
+
+Files that nobody needs are not all deleted: a few are kept under an unfinished name and become
+spares again, which saves the disk and the system from finding new blocks and pages.
 
 Two threads may work here at once. One appends, reads, makes spares and releases segments; another
 calls :meth:`Segments.sync`, which waits for the disk and then deletes what is released. What both
@@ -23,11 +26,16 @@ from broker.journal.segment_file import (
     Segment,
     disk_error,
     make_segment,
+    remake_segment,
     segment_path,
+    unfinished_path,
     write_fully,
 )
 from common.codec import Buffer
 from common.errors import JournalError
+
+MAX_REUSABLE = 2
+"""Files kept for spares to come."""
 
 
 class Segments:
@@ -54,6 +62,7 @@ class Segments:
         self._spare_lock = threading.Lock()
         self._unsynced: dict[Segment, None] = {}
         self._released: list[tuple[int, Segment]] = []
+        self._reusable: list[Segment] = []
         self._sealed: list[tuple[int, Segment]] = []
         self._failure: JournalError | None = None
         self._written = self._durable = self._released_bytes = 0
@@ -68,12 +77,12 @@ class Segments:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files, the spare and those that wait for deletion included."""
+        """Bytes of all files: with the spare and those that wait for deletion or reuse."""
         return self._num_bytes
 
     @property
     def kept_bytes(self) -> int:
-        """The same without those that wait for deletion."""
+        """The same without those that wait."""
         return self._num_bytes - self._released_bytes
 
     @property
@@ -157,6 +166,9 @@ class Segments:
         more = need_bytes - spare.room
         if more <= 0:
             return True
+        return self._grow(spare, more) or (self._drop_reusable() and self._grow(spare, more))
+
+    def _grow(self, spare: Segment, more: int) -> bool:
         if self._max_bytes and self._num_bytes + more > self._max_bytes:
             return False
         try:
@@ -176,19 +188,39 @@ class Segments:
         """Have a spare; False if disk or ``max_bytes`` have no room for one."""
         if self.spare is not None:
             return True
-        if self._max_bytes and self._num_bytes + self._identity.segment_bytes > self._max_bytes:
-            return False
         number = self.active.number + 1
         try:
-            spare = make_segment(self._files, self._identity, number)
+            spare = self._reuse(number) or self._make_fresh(number)
         except OSError as error:
             if error.errno in FULL_ERRORS:
                 return False
             raise self.fail(self.path_of(number), error) from None
         with self._lock:
             self.spare = spare
+        return spare is not None
+
+    def _make_fresh(self, number: int) -> Segment | None:
+        size = self._identity.segment_bytes
+        if self._max_bytes and self._num_bytes + size > self._max_bytes:
+            return None
+        spare = make_segment(self._files, self._identity, number)
+        with self._lock:
+            self._num_bytes += size
+        return spare
+
+    def _reuse(self, number: int) -> Segment | None:
+        """A spare in a file that waits for that; raises ``OSError`` and forgets the file."""
+        with self._lock:
+            if not self._reusable:
+                return None
+            old = self._reusable.pop()
+            self._released_bytes -= old.size
+            self._num_bytes -= old.size
+            oldest = self._written + 1
+        spare = remake_segment(self._files, self._identity, number, old, oldest)
+        with self._lock:
             self._num_bytes += spare.size
-        return True
+        return spare
 
     @property
     def has_unfinished_spare(self) -> bool:
@@ -249,7 +281,7 @@ class Segments:
                     self._released_bytes -= gained
 
     def release(self, numbers: Sequence[int], sequence: int) -> None:
-        """Delete these segments, the oldest ones, once ``sequence`` is durable.
+        """Delete or reuse these segments, the oldest ones, once ``sequence`` is durable.
 
         Its record says that they are needed no more, so a name that a crash brings back does no
         harm, and the directory need not be synced.
@@ -260,15 +292,51 @@ class Segments:
             self._released_bytes += sum(segment.size for segment in released)
 
     def _delete(self) -> None:
-        for segment in self._take_due(self._released):
+        """Delete what is due, but for the files that later spares will be made in."""
+        due = self._take_due(self._released)
+        num_kept = max(MAX_REUSABLE - len(self._reusable), 0)
+        fitting = [each for each in due if each.size <= self._identity.segment_bytes]
+        kept = fitting[:num_kept]
+        for segment in due:
+            if segment not in kept:
+                self._unlink(segment)
+        if kept:
+            self._set_aside(kept)
+
+    def _set_aside(self, segments: Sequence[Segment]) -> None:
+        """Give files names under which the next start deletes them.
+
+        These are durable before anything is written there: a file that got its former name back
+        in a crash must still be the segment of that name.
+        """
+        for segment in segments:
             try:
-                self._files.unlink(segment.path)
-                self._files.close(segment.descriptor)
+                path = unfinished_path(self.directory, segment.number)
+                self._files.rename(segment.path, path)
+                segment.path = path
+                self._files.fsync_directory(self.directory)
             except OSError as error:
                 raise self.fail(segment.path, error) from None
             with self._lock:
-                self._num_bytes -= segment.size
-                self._released_bytes -= segment.size
+                self._reusable.append(segment)
+
+    def _drop_reusable(self) -> bool:
+        """Give the files that wait for reuse back to the disk; False if there are none."""
+        with self._lock:
+            dropped, self._reusable = self._reusable, []
+        for segment in dropped:
+            self._unlink(segment)
+        return bool(dropped)
+
+    def _unlink(self, segment: Segment) -> None:
+        try:
+            self._files.unlink(segment.path)
+            self._files.close(segment.descriptor)
+        except OSError as error:
+            raise self.fail(segment.path, error) from None
+        with self._lock:
+            self._num_bytes -= segment.size
+            self._released_bytes -= segment.size
 
     def _take_due(self, waiting: list[tuple[int, Segment]]) -> list[Segment]:
         with self._lock:
@@ -304,17 +372,18 @@ class Segments:
 
     def drop_spare(self) -> None:
         """Delete the spare: a closed log keeps no space that it does not use."""
-        if self.spare is not None:
-            spare, self.spare = self.spare, None
-            self._files.close(spare.descriptor)
-            with contextlib.suppress(OSError):  # the next start finds and uses it
-                self._files.unlink(spare.path)
+        unused = [*self._reusable, *([] if self.spare is None else [self.spare])]
+        self.spare, self._reusable = None, []
+        for segment in unused:
+            self._files.close(segment.descriptor)
+            with contextlib.suppress(OSError):  # the next start finds and uses or deletes it
+                self._files.unlink(segment.path)
 
     def close(self) -> None:
         """Close all files."""
         released = [segment for _, segment in self._released]
         spare = [] if self.spare is None else [self.spare]
-        for segment in [*self._chain.values(), *released, *spare]:
+        for segment in [*self._chain.values(), *released, *self._reusable, *spare]:
             self._files.close(segment.descriptor)
 
     def fail(self, path: Path, error: OSError) -> JournalError:

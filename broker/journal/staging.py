@@ -6,7 +6,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from broker.journal.records import Key, Kind, encode_drops, encode_key, encode_record
+from broker.journal.records import (
+    Key,
+    Kind,
+    Part,
+    encode_drops,
+    encode_key,
+    encode_part,
+    encode_record,
+)
 from common.codec import Buffer
 
 
@@ -19,8 +27,9 @@ class Staged:
     num_bytes: int
     sequence: int
     key: Key | None = None
+    part: Part | None = None
     is_history: bool = False
-    """Whether a restart replays it: a checkpoint, or a turn with contents."""
+    """Whether a restart reads it: a part of a checkpoint, or a turn with contents."""
 
 
 class Staging:
@@ -33,6 +42,8 @@ class Staging:
         self._queue: deque[Staged] = deque()
         self._keyed: dict[int, dict[Key, Staged]] = {}
         self._drops: dict[int, None] = {}
+        self._next_part: Part | None = None
+        """Of the checkpoint that is being made."""
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -66,7 +77,7 @@ class Staging:
     def put(self, key: Key, contents: Sequence[Buffer], durable: int) -> None:
         """Stage contents of a key; ``durable`` is the last sequence known to be on disk."""
         if key[0] in self._drops:
-            self.add_history(Kind.TURN, (), durable)  # what is put after a drop stays
+            self.add_turn((), durable)  # what is put after a drop stays
         staged = self.add(Kind.PUT, [encode_key(key), *contents], durable)
         staged.key = key
         self._keyed.setdefault(key[0], {})[key] = staged
@@ -76,16 +87,32 @@ class Staging:
         self._keyed.pop(group, None)
         self._drops[group] = None
 
-    def add_history(self, kind: Kind, contents: Sequence[Buffer], durable: int) -> None:
-        """Stage a turn or checkpoint, with all drops since the last."""
-        body = [encode_drops(list(self._drops)), *contents]
-        self._drops.clear()
-        self.add(kind, body, durable).is_history = bool(contents)
+    def add_turn(self, contents: Sequence[Buffer], durable: int) -> None:
+        """Stage a turn with all drops since the last turn or checkpoint."""
+        self.add(Kind.TURN, [self._take_drops(), *contents], durable).is_history = bool(contents)
 
     def add_drops(self, durable: int) -> None:
         """Stage the drops that no turn took along, if there are any."""
         if self._drops:
-            self.add_history(Kind.TURN, (), durable)
+            self.add_turn((), durable)
+
+    def begin_checkpoint(self) -> None:
+        """Have the next part be the first of a checkpoint."""
+        self._next_part = None
+
+    def add_part(self, contents: Buffer, durable: int, *, is_last: bool) -> None:
+        """Stage the next part of a checkpoint; the last one takes the drops along."""
+        part = self._next_part or Part(self.next_sequence, 0)
+        drops = self._take_drops() if is_last else encode_drops(())
+        kind = Kind.CHECKPOINT if is_last else Kind.PART
+        staged = self.add(kind, [drops, encode_part(part), contents], durable)
+        staged.part, staged.is_history = part, True
+        self._next_part = None if is_last else part._replace(number=part.number + 1)
+
+    def _take_drops(self) -> bytes:
+        drops = encode_drops(list(self._drops))
+        self._drops.clear()
+        return drops
 
     def add(self, kind: Kind, body: Sequence[Buffer], durable: int) -> Staged:
         """Stage any record."""

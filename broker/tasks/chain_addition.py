@@ -13,31 +13,20 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 
+from broker.tasks.problem import Problem, is_held_out_text
 from common.errors import ConfigError
 
 TASK_NAME = "chain_addition"
 DEFAULT_NUM_TERMS = 6
 DEFAULT_LONG_SHARE = 0.3
 DEFAULT_SLIP_SHARE = 0.25
-HELD_OUT_ONE_IN = 8
 
 _SMALLEST_TERM, _LARGEST_TERM = 1, 9
 _LARGEST_SLIP = 4
 _MIN_NUM_TERMS = 3
 _MAX_NUM_TERMS = 32
 _MAX_DRAWS_PER_HELD_OUT = 64
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One task: the prompt text, its only right answer, and a name unique within the task."""
-
-    problem_id: str
-    text: str
-    answer: str
 
 
 def problem_of(terms: Sequence[int]) -> Problem:
@@ -56,8 +45,7 @@ def problem(rng: random.Random, *, num_terms: int = DEFAULT_NUM_TERMS) -> Proble
 
 def is_held_out(candidate: Problem) -> bool:
     """Whether the problem is for evaluation: one in ``HELD_OUT_ONE_IN``, by hash of its text."""
-    digest = blake2b(candidate.text.encode(), digest_size=8, person=b"held-out").digest()
-    return int.from_bytes(digest, "little") % HELD_OUT_ONE_IN == 0
+    return is_held_out_text(candidate.text)
 
 
 def prompt_at(seed: int, index: int, *, num_terms: int = DEFAULT_NUM_TERMS) -> Problem:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import click
 
-from broker.prompts.opening import find_task, prompt_of
-from broker.tasks import CORPORA, GENERATORS, HELD_OUT
-from common.errors import FatalError
+from broker.tasks import CORPORA
+from broker.tasks.finding import Problems, find_problems
+from common.errors import ConfigError, FatalError
 from common.files import write_atomically
 from common.types import Prompt
 
 
 @click.command("task")
-@click.argument("name")
+@click.argument("name", metavar="NAME")
 @click.option("--split", type=click.Choice(["train", "held-out"]), default="train")
 @click.option("--count", type=click.IntRange(min=1), required=True, help="Lines to write.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -33,32 +33,37 @@ from common.types import Prompt
 def task(
     name: str, split: str, count: int, seed: int, kind: str, long_share: float, out: Path
 ) -> None:
-    """Write COUNT prompts, or the cold-start corpus, of the task NAME as JSON Lines."""
-    known = find_task(name)
+    """Write COUNT prompts, or the cold-start corpus, of the task NAME as JSON Lines.
+
+    NAME is chain-addition, countdown or a dataset of reasoning-gym: reasoning-gym:leg_counting.
+    """
+    problems = find_problems(name, {}, repeatable=False)
     if kind == "corpus" and split == "held-out":
         raise click.UsageError(
             "--kind corpus with --split held-out would train on the evaluation set "
             "(use --split train)"
         )
     if kind == "corpus":
-        lines = corpus_lines(known, seed=seed, count=count, long_share=long_share)
+        lines = corpus_lines(problems.name, seed=seed, count=count, long_share=long_share)
     else:
-        lines = prompt_lines(known, split=split, seed=seed, count=count)
+        lines = prompt_lines(problems, split=split, seed=seed, count=count)
     _write(out, lines)
-    sys.stdout.write(f"{count} {kind} of {known} in {out}\n")
+    sys.stdout.write(f"{count} {kind} of {problems.name} in {out}\n")
 
 
-def prompt_lines(name: str, *, split: str, seed: int, count: int) -> Iterator[str]:
+def prompt_lines(problems: Problems, *, split: str, seed: int, count: int) -> Iterator[str]:
     """Prompts in the format that ``prompts.file`` reads."""
     if split == "held-out":
-        problems = HELD_OUT[name](seed, count)
+        chosen = problems.held_out(seed, count)
     else:
-        problems = [GENERATORS[name](seed, index) for index in range(count)]
-    return (_prompt_line(prompt_of(problem)) for problem in problems)
+        chosen = [problems.prompt_at(seed, index) for index in range(count)]
+    return (_prompt_line(problem.prompt) for problem in chosen)
 
 
 def corpus_lines(name: str, *, seed: int, count: int, long_share: float) -> Iterator[str]:
     """Pairs in the format that ``sft.corpus`` reads."""
+    if name not in CORPORA:
+        raise ConfigError(f"{name} has no cold-start corpus (known: {', '.join(CORPORA)})")
     pairs = CORPORA[name](seed, count, long_share)
     return (
         json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in pairs

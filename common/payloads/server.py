@@ -79,6 +79,8 @@ class PayloadServer:
         self._flow = FlowControl(in_flight_bytes, lambda: True)
         self._heard_at_s: dict[str, float] = {}
         self._fetches: deque[Incoming] = deque()
+        self.num_messages = 0
+        """Requests that came in so far."""
 
     @property
     def endpoint(self) -> str:
@@ -95,6 +97,7 @@ class PayloadServer:
     def turn(self, incoming: Sequence[Incoming]) -> None:
         """Answer some requests: read at once, acknowledge after the commit."""
         now_s = self._clock.now_s()
+        self.num_messages += len(incoming)
         waiting: list[tuple[Incoming, Answered]] = []
         for request in (*self._next_fetch(), *incoming):
             answer = self._answer(request, now_s)

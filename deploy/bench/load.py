@@ -182,6 +182,14 @@ class Source:
             send(header)
         return {"start_s": start_s}
 
+    def fire_plainly(self, number: int) -> dict[str, Any]:
+        """As :meth:`fire`, a multipart message at a time."""
+        send = self._socket.send_multipart
+        start_s = time.monotonic()
+        for _ in range(number):
+            send(self._parts)
+        return {"start_s": start_s}
+
     def fire_acknowledged(self, number: int) -> dict[str, Any]:
         """As :meth:`fire`, at most :data:`WINDOW` ahead of the acknowledgements."""
         socket = self._socket
@@ -214,6 +222,13 @@ class Sink:
         """Receive ``number`` messages."""
         receive = self._socket.recv
         for _ in range(3 * number):  # routing id, prelude, header
+            receive()
+        return {"end_s": time.monotonic()}
+
+    def count_plainly(self, number: int) -> dict[str, Any]:
+        """As :meth:`count`, a multipart message at a time."""
+        receive = self._socket.recv_multipart
+        for _ in range(number):
             receive()
         return {"end_s": time.monotonic()}
 

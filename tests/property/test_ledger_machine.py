@@ -26,6 +26,7 @@ from broker.groups import IndexRecord, Phase, Place
 from broker.leases import Held, LeaseTable, Work
 from broker.ledger import Ledger
 from broker.ledger_state import Decision, LedgerRules, LedgerState
+from broker.snapshots import Snapshot, SnapshotPace, groups_of, unpack_snapshot
 from broker.step_rules import Pull
 from common.errors import RefusedError
 from common.messages import (
@@ -48,6 +49,7 @@ LEASE_S = 10.0
 OWNERS = ("a", "b", "c")
 PROMPTS = ScriptedPrompts(lambda cursor: Prompt(prompt_id=f"p{cursor}", text="1", task="t"))
 
+encode = msgspec.msgpack.encode
 owners = st.sampled_from(OWNERS)
 small = st.integers(0, 7)
 _RARELY = st.sampled_from([False, False, False, True])
@@ -60,6 +62,19 @@ verdicts = st.sampled_from(
         Verdict(status=VerdictStatus.BAD_INPUT, reward=None, reason="no gold"),
     ]
 )
+
+
+class WatchedLedger(Ledger):
+    """A ledger that looks at what each event changes."""
+
+    def apply(self, event: AnyEvent) -> None:
+        """See :meth:`Ledger.apply`."""
+        named = groups_of(event)
+        others = {key: encode(group) for key, group in self.groups.items() if key not in named}
+        super().apply(event)
+        for key, before in others.items():
+            group = self.groups.get(key)
+            assert group is None or encode(group) == before, f"{event} changed group {key}"
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -85,7 +100,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.granted: list[Lease] = []
         self.verifying: list[tuple[RolloutId, int]] = []
         self.has_forked = False
-        self.engine = Engine(Ledger(self.ledger_rules), LeaseTable(LEASE_S), Payloads(), 0.0)
+        self.parts: list[bytes] = []
+        ledger = WatchedLedger(self.ledger_rules)
+        self.engine = Engine(ledger, LeaseTable(LEASE_S), Payloads(), 0.0)
         self.decide(lambda: step_rules.announce(self.ledger, _publish(version(0)), b""))
 
     @property
@@ -94,12 +111,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def decide(self, decision: Callable[[], Decision[_T]]) -> _T | None:
         """Apply what was decided; None when it was refused."""
-        before = msgspec.msgpack.encode(self.ledger.state)
+        before = encode(self.ledger.state)
         try:
             decided = decision()
         except RefusedError:
             decided = None
-        assert msgspec.msgpack.encode(self.ledger.state) == before, "deciding changed the ledger"
+        assert encode(self.ledger.state) == before, "deciding changed the ledger"
         if decided is None:
             return None
         for event in decided.events:
@@ -396,12 +413,26 @@ class LedgerMachine(RuleBasedStateMachine):
         """A snapshot anywhere and the events after it lead to the same state."""
         cut = data.draw(st.integers(0, len(self.history)))
         early = Ledger.replay(self.ledger_rules, None, self.history[:cut])
-        encoded = msgspec.msgpack.encode(early.state)
-        snapshot = msgspec.msgpack.decode(encoded, type=LedgerState)
-        replayed = Ledger.replay(self.ledger_rules, snapshot, self.history[cut:])
+        snapshot = msgspec.msgpack.decode(encode(early.state), type=LedgerState)
+        replayed = WatchedLedger.replay(self.ledger_rules, snapshot, self.history[cut:])
         assert replayed.state == self.ledger.state
         assert replayed.counts == self.ledger.counts
         self.engine = Engine(replayed, LeaseTable(LEASE_S), self.engine.payloads, self.now_s)
+
+    @rule(num_rollouts=st.integers(1, 4))
+    def take_a_slice_of_a_snapshot(self, num_rollouts: int) -> None:
+        """Whatever happens between its slices, it is the state as it was at its beginning."""
+        if self.engine.snapshot is None:
+            self.engine.snapshot = Snapshot(len(self.history), self.ledger.state)
+            self.parts = []
+        snapshot = self.engine.snapshot
+        self.parts.append(snapshot.next_part(SnapshotPace(slice_rollouts=num_rollouts)))
+        if snapshot.is_done:
+            self.engine.snapshot = None
+            number, state = unpack_snapshot(self.parts)
+            begun = Ledger.replay(self.ledger_rules, None, self.history[:number])
+            assert state == begun.state
+            assert list(state.groups) == list(begun.groups), "in the order of admission"
 
     # --- what always holds ------------------------------------------------------------------------
 

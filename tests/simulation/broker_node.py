@@ -51,6 +51,8 @@ class CheckedLedger(Ledger):
     """A ledger that checks conservation after every event and shows it to the oracle."""
 
     books: Books | None = None
+    history: list[AnyEvent] | None = None
+    """Takes every event, if it is there."""
 
     def apply(self, event: AnyEvent) -> None:
         """See :meth:`Ledger.apply`."""
@@ -60,6 +62,8 @@ class CheckedLedger(Ledger):
         counted = (counts.imbalance, counts.leased, counts.pending)
         if counted != (0, leased, len(self.groups) - leased):
             raise Violation("G2", f"{counts} after {event}")
+        if self.history is not None:
+            self.history.append(event)
         if self.books is not None:
             self.books.event_happened(self, event)
 
@@ -111,6 +115,8 @@ class BrokerNode:
         self._serving: asyncio.Task[None] | None = None
         self._replies_left = -1
         self.ledger: Ledger = CheckedLedger(rules)
+        self._history: list[AnyEvent] = []
+        """Every event of all lives, but for those that were lost."""
         self._journal: Journal | None = None
 
     @property
@@ -210,6 +216,12 @@ class BrokerNode:
         self._disk.flips_next = False
         self._network.trace.fault(self._disk.check_flipped_bit(self._rules))
 
+    def _check_replay(self, ledger: Ledger, journal: Journal) -> None:
+        """Snapshot and events must lead to the same state as all events from the first on."""
+        del self._history[journal._next_event :]
+        if Ledger.replay(self._rules, None, self._history).state != ledger.state:
+            raise Violation("G1", f"event {len(self._history)} was to lead to another state")
+
     def _assemble(self) -> tuple[Server, Journal]:
         self._num_lives += 1
         self._replies_left = -1
@@ -219,9 +231,11 @@ class BrokerNode:
         journal = self._disk.open_journal()
         state, history = journal.load()
         ledger = CheckedLedger.replay(self._rules, state, history)
+        self._check_replay(ledger, journal)
         journal.drop_payloads([g for g in journal.payload_groups if g not in ledger.groups])
         self._books.check_recovered(ledger, journal)
-        cast("CheckedLedger", ledger).books = self._books
+        checked = cast("CheckedLedger", ledger)
+        checked.books, checked.history = self._books, self._history
         self.ledger = ledger
         engine = Engine(ledger, LeaseTable(LEASE_S), journal, clock.now_s())
         fleet = Fleet(LEASE_S)

@@ -20,10 +20,11 @@ from broker.journal.records import (
     SEGMENT_HEADER_BYTES,
     decode_record_header,
     decode_segment_header,
-    salt_crc,
+    salt_seed,
 )
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules, LedgerState
+from broker.snapshots import SnapshotPace
 from common.errors import JournalError
 from common.types import RolloutId
 from tests.fake_disk import FakeDisk, Kill, Killed
@@ -37,6 +38,15 @@ _CACHE_BYTES = 2 << 10
 _ROOM_BYTES = 8 << 10
 _SYNC_S = (0.0, 0.0, 0.002, 0.02)
 """From a millisecond on the broker syncs in a thread; slower ones gather more turns."""
+
+
+def _pace(seeded: random.Random) -> SnapshotPace:
+    """Snapshots every few turns, most of them over many turns."""
+    return SnapshotPace(
+        min_events=seeded.choice((5, 20, 100)),
+        events_per_rollout=seeded.choice((0.0, 0.5)),
+        slice_rollouts=seeded.choice((1, 1, 4)),
+    )
 
 
 class PowerLost(Killed):
@@ -74,6 +84,7 @@ class Disk:
         self.is_full = False
         self.has_failed = False
         self.flips_next = False
+        self._pace = _pace(seeded)
         self._random = seeded
         self._clock = loop.time
         self._forgets = False
@@ -86,6 +97,7 @@ class Disk:
             segment_bytes=SEGMENT_BYTES,
             cache_bytes=_CACHE_BYTES,
             files=files or self.fake,
+            pace=self._pace,
             clock=self._clock,
         )
 
@@ -172,7 +184,7 @@ class Disk:
             segment = decode_segment_header(content[:SEGMENT_HEADER_BYTES])
             at = content.find(MAGIC, SEGMENT_HEADER_BYTES)
             while segment is not None and at >= 0:
-                header = decode_record_header(salt_crc(segment.salt), content, at)
+                header = decode_record_header(salt_seed(segment.salt), content, at)
                 if header is not None:
                     headers.append((path, at, header))
                 at = content.find(MAGIC, at + 1)

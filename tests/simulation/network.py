@@ -13,7 +13,7 @@ import random
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -46,6 +46,8 @@ class Part:
     """One received frame, with the two faces of :class:`zmq.Frame` that receivers use."""
 
     bytes: bytes
+    more: bool = False
+    """Whether it was received with parts of the same message behind it."""
 
     @property
     def buffer(self) -> memoryview:
@@ -330,7 +332,7 @@ class RouterSocket(_Inbox):
                 raise zmq.Again
             self._reading.extend(self._messages.popleft())
         part = self._reading.popleft()
-        return part.bytes if copy else part
+        return part.bytes if copy else replace(part, more=bool(self._reading))
 
     def send(self, part: Buffer, flags: int = 0, copy: bool = True) -> None:
         """Send a part; raises as a router does when the peer is gone."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.tasks import CORPORA, GENERATORS, HELD_OUT, chain_addition
-from broker.tasks.chain_addition import Problem
+from broker.tasks import CORPORA, GENERATORS, HELD_OUT, Problem, chain_addition
+from broker.tasks.problem import HELD_OUT_ONE_IN
 from common.errors import ConfigError
 
 
@@ -81,7 +81,7 @@ def test_about_one_problem_in_eight_is_held_out() -> None:
         chain_addition.problem_of(terms) for terms in itertools.product(range(1, 10), repeat=4)
     ]
     share = sum(map(chain_addition.is_held_out, every)) / len(every)
-    assert share == pytest.approx(1 / chain_addition.HELD_OUT_ONE_IN, abs=0.01)
+    assert share == pytest.approx(1 / HELD_OUT_ONE_IN, abs=0.01)
 
 
 def test_held_out_problems_are_distinct_and_a_larger_set_extends_a_smaller_one() -> None:

@@ -9,14 +9,17 @@ from random import Random
 
 import pytest
 
+from broker import step_rules
 from broker.events import Counted, Counter
 from broker.journal import Journal
 from broker.journal import journal as journal_module
 from broker.journal.files import OsFiles
+from broker.journal.segments import MAX_REUSABLE
 from broker.ledger import Ledger
-from broker.ledger_state import LedgerState
+from broker.ledger_state import Decision, LedgerState
+from broker.snapshots import SnapshotPace
 from common.errors import JournalError, JournalFullError
-from common.types import RolloutHeader
+from common.types import EvictReason, RolloutHeader
 from tests.broker_process import arrays_of
 from tests.builders import rollout_header
 from tests.fake_disk import FakeDisk
@@ -26,8 +29,12 @@ FOLDER = Path("/run/broker/journal")
 SEGMENT_BYTES = 64 << 10
 
 
+PACE = SnapshotPace(min_events=5, events_per_rollout=0.0, slice_rollouts=2)
+"""Snapshots after a few events, a group a slice."""
+
+
 def _journal(folder: Path, run_id: str = "run") -> Journal:
-    return Journal(folder / "broker" / "journal", run_id, segment_bytes=SEGMENT_BYTES)
+    return Journal(folder / "broker" / "journal", run_id, segment_bytes=SEGMENT_BYTES, pace=PACE)
 
 
 def _on(disk: FakeDisk, **settings: object) -> Journal:
@@ -84,16 +91,13 @@ def test_committed_events_rebuild_the_ledger_and_others_are_forgotten(tmp_path: 
     again.close()
 
 
-def test_a_snapshot_replaces_the_events_and_leads_to_the_same_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_module, "SNAPSHOT_EVERY", 5)
+def test_a_snapshot_replaces_the_events_and_leads_to_the_same_state(tmp_path: Path) -> None:
     driver = _driver()
     journal = _journal(tmp_path)
     journal.add_events(driver.history)
-    assert journal.wants_snapshot
+    assert journal.wants_snapshot(driver.ledger.state)
     journal.add_snapshot(driver.ledger.state)
-    assert not journal.wants_snapshot
+    assert not journal.wants_snapshot(driver.ledger.state)
     journal.commit()
     cut = len(driver.history)
     driver.verified()
@@ -105,8 +109,95 @@ def test_a_snapshot_replaces_the_events_and_leads_to_the_same_state(
     assert state is not None
     assert len(list(history)) == len(driver.history) - cut
     assert _replayed(driver, again) == driver.ledger.state
-    assert again.wants_snapshot, "events are counted across a restart"
+    assert again.wants_snapshot(driver.ledger.state), "events are counted across a restart"
     again.close()
+
+
+def _turn(driver: Driver, journal: Journal, num_kept: int) -> int:
+    """Journal what has happened and a slice of a snapshot; returns how many events are kept."""
+    journal.add_events(driver.history[num_kept:])
+    driver.engine.snapshot = journal.advance_snapshot(driver.ledger.state)
+    journal.commit()
+    return len(driver.history)
+
+
+def test_a_snapshot_spread_over_turns_is_the_state_at_its_beginning_and_later_events_stay() -> None:
+    """After every turn a restart leads to the same state; so it does where it cuts a snapshot."""
+    disk, driver = FakeDisk(), _roomy_driver()
+    journal = _on(disk, pace=SnapshotPace(min_events=40, events_per_rollout=0, slice_rollouts=4))
+    num_kept = num_spread = num_snapshots = replayed = 0
+    leases = [driver.leased() for _ in range(3)]
+    for _ in range(60):
+        driver.verified()
+        leases.append(driver.leased())
+        assert driver.submit(leases.pop(0), 0) == "accepted"
+        while len(driver.ledger.groups) > 16:
+            driver.do(step_rules.evict_groups(driver.ledger, [oldest(driver)], EvictReason.STALE))
+        before, num_kept = driver.engine.snapshot, _turn(driver, journal, num_kept)
+        num_spread += before is not None
+        num_snapshots += before is not None and driver.engine.snapshot is None
+        again = _on(_killed(disk))
+        state, history = again.load()
+        events = list(history)
+        assert Ledger.replay(driver.rules, state, events).state == driver.ledger.state
+        replayed = max(replayed, len(events))
+        again.close()
+    assert num_snapshots >= 4
+    assert num_spread > 5 * num_snapshots, "each took several turns"
+    assert replayed < 280, "no more than what came since the one before began"
+    journal.close()
+
+
+def _killed(disk: FakeDisk) -> FakeDisk:
+    """What another process finds if this one dies here."""
+    left = disk.copy()
+    left.kill()
+    return left
+
+
+def oldest(driver: Driver) -> int:
+    """The live group that was admitted first."""
+    return next(iter(driver.ledger.groups))
+
+
+def test_no_turn_journals_more_than_a_slice_of_a_snapshot() -> None:
+    driver = _roomy_driver()
+    for _ in range(300):
+        driver.verified()
+    journal = _on(FakeDisk(), pace=SnapshotPace(min_events=1, slice_rollouts=20))
+    sizes = []
+    num_kept = _turn(driver, journal, 0)
+    while driver.engine.snapshot is not None:
+        before = journal._log.last_sequence, journal.live_bytes
+        num_kept = _turn(driver, journal, num_kept)
+        assert journal._log.last_sequence <= before[0] + 2, "a part, and the floor behind it"
+        sizes.append(journal.live_bytes - before[1])
+    assert len(sizes) == 300 * 2 // 20
+    assert max(sizes) < 20 * 300
+    journal.close()
+
+
+def test_on_a_full_disk_a_snapshot_is_not_spread_and_lets_go_of_old_segments() -> None:
+    disk, driver = FakeDisk(), _roomy_driver()
+    pace = SnapshotPace(min_events=20, slice_rollouts=2)
+    journal = _on(disk, pace=pace, clock=iter(range(1 << 62)).__next__)
+    num_kept = 0
+    while driver.engine.snapshot is None:
+        driver.verified()
+        num_kept = _turn(driver, journal, num_kept)
+    disk.capacity = disk.used
+    while not journal._log.is_full:
+        journal.add_payload(*_payload(1 << 20, 20_000))
+        journal.commit()
+    num_kept = _turn(driver, journal, num_kept)
+    assert driver.engine.snapshot is None, "it came at once"
+    journal.drop_payloads([1 << 20])
+    while not journal.accepts_payloads:
+        driver.do(Decision((COUNTED,), None))
+        num_kept = _turn(driver, journal, num_kept)
+    assert disk.used <= disk.capacity
+    assert _replayed(driver, journal) == driver.ledger.state
+    journal.close()
 
 
 def test_payloads_come_back_byte_for_byte_until_their_group_has_ended(tmp_path: Path) -> None:
@@ -148,10 +239,7 @@ def test_a_payload_is_the_same_from_the_cache_from_the_file_and_before_it_is_wri
     journal.close()
 
 
-def test_the_files_stay_bounded_while_groups_come_and_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_module, "SNAPSHOT_EVERY", 50)
+def test_the_files_stay_bounded_while_groups_come_and_go(tmp_path: Path) -> None:
     driver = Driver()
     journal = _journal(tmp_path)
     for round_number in range(60):
@@ -160,14 +248,13 @@ def test_the_files_stay_bounded_while_groups_come_and_go(
         driver.checkpoint(round_number + 1)
         journal.add_events(driver.history)
         driver.history.clear()
-        if journal.wants_snapshot:
-            journal.add_snapshot(driver.ledger.state)
+        journal.advance_snapshot(driver.ledger.state)
         journal.drop_payloads([round_number])
         journal.commit()
         on_disk = sum(file.stat().st_size for file in (tmp_path / "broker/journal").iterdir())
         assert on_disk == journal.num_bytes
     journal.commit()  # deletes what the last turn let go
-    assert journal.num_bytes <= 2 * journal.live_bytes + 3 * SEGMENT_BYTES
+    assert journal.num_bytes <= 2 * journal.live_bytes + (3 + MAX_REUSABLE) * SEGMENT_BYTES
     journal.close()
 
 
@@ -181,8 +268,7 @@ def test_the_segments_that_old_events_hold_back_ask_for_a_snapshot() -> None:
         journal.add_payload(*_payload(group))
         journal.drop_payloads([group - 1])
         journal.commit()
-        if journal.wants_snapshot:
-            journal.add_snapshot(driver.ledger.state)
+        journal.advance_snapshot(driver.ledger.state)
     assert journal.num_bytes <= 2 * journal.live_bytes + 4 * SEGMENT_BYTES
     assert _replayed(driver, journal) == driver.ledger.state
     journal.close()

@@ -20,11 +20,14 @@ from broker.journal.salvage import salvage
 from broker.journal.scan import DamagedError
 from broker.journal_cli import journal as command
 from broker.ledger import Ledger
+from broker.snapshots import SnapshotPace
 from common.errors import JournalError
 from tests.builders import rollout_header
 from tests.unit.broker.ledger_driver import Driver
 
 SEGMENT_BYTES = 64 << 10
+PACE = SnapshotPace(min_events=1, events_per_rollout=0.0, slice_rollouts=2)
+"""A group a slice."""
 
 
 class Run:
@@ -53,6 +56,13 @@ class Run:
         self.keep()
         return group_id
 
+    def slice(self) -> bool:
+        """Journal a slice of a snapshot; returns whether more are to come."""
+        snapshot = self.journal.advance_snapshot(self.driver.ledger.state)
+        self.driver.engine.snapshot = snapshot
+        self.journal.commit()
+        return snapshot is not None
+
     def kill(self) -> None:
         """Leave the files as kill -9 leaves them."""
         spoilt = self.folder.with_name("killed")
@@ -74,7 +84,7 @@ class Run:
         return ledger
 
     def _open(self, folder: Path | None = None) -> Journal:
-        return Journal(folder or self.folder, "run", segment_bytes=SEGMENT_BYTES)
+        return Journal(folder or self.folder, "run", segment_bytes=SEGMENT_BYTES, pace=PACE)
 
     def offset_of(self, kind: Kind, number: int) -> tuple[Path, int]:
         """File and byte of the n-th record of a kind."""
@@ -174,6 +184,8 @@ def test_dump_prints_one_object_an_event_and_headers_of_payloads_without_arrays(
     dropped = [line["dropped_groups"] for line in lines if "dropped_groups" in line]
     assert dropped == [[group_id]]
     assert [line["snapshot"] for line in lines if "snapshot" in line] == [len(events)]
+    parts = [line for line in lines if "snapshot_part" in line]
+    assert [(line["groups"], line["is_last"]) for line in parts] == [([], False), ([0], True)]
     late = [json.loads(line) for line in _invoke("dump", run.folder, "--since", 5).splitlines()]
     assert min(line["event"] for line in late if "event" in line) == 5
 
@@ -257,6 +269,75 @@ def test_a_snapshot_behind_the_damage_makes_up_for_lost_events(run: Run, tmp_pat
     rescue = salvage(run.folder, tmp_path / "copy")
     assert not [loss for loss in rescue.losses if "event" in loss]
     assert run.reopened(tmp_path / "copy").state == run.driver.ledger.state
+
+
+@pytest.mark.parametrize("lose_header", [False, True])
+def test_what_a_reused_file_held_before_is_not_taken_for_contents(
+    run: Run, tmp_path: Path, lose_header: bool
+) -> None:
+    fill = Random(7).randbytes
+    for number in range(60):  # enough for every file to be used again
+        header = rollout_header(group_id=number, num_completion=600)
+        run.journal.add_payload(header, [fill(n) for n in header.frame_bytes()])
+        run.keep()
+        run.journal.drop_payloads([number])
+        run.keep()
+    live = run.group()
+    run.kill()
+    segment, _ = run.offset_of(Kind.PUT, -1)
+    assert segment.read_bytes().count(b"HRJR") > 9, "the file was one of a segment before"
+    if lose_header:
+        segment.write_bytes(bytes(4096) + segment.read_bytes()[4096:])
+    rescue = salvage(run.folder, tmp_path / "copy")
+    kept = Journal(tmp_path / "copy", "run", segment_bytes=SEGMENT_BYTES)
+    assert set(kept.payload_groups) == {live}
+    assert len(rescue.losses) == lose_header, "nothing but the header is missing"
+    kept.close()
+
+
+def _spread_snapshot(run: Run) -> list[int]:
+    """Three groups, a snapshot with a group after each of its parts but the last, a group."""
+    groups = [run.group() for _ in range(3)]
+    while run.slice():
+        groups.append(run.group())
+    return [*groups, run.group()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [(Kind.TURN, 1), (Kind.PART, 0), (Kind.PART, 2), (Kind.CHECKPOINT, 0)]
+)
+def test_the_events_before_a_spread_snapshot_and_its_parts_make_up_for_each_other(
+    run: Run, tmp_path: Path, kind: Kind, number: int
+) -> None:
+    groups = _spread_snapshot(run)
+    run.journal.close()
+    run.spoil(kind, number)
+    rescue = salvage(run.folder, tmp_path / "copy")
+    assert not [loss for loss in rescue.losses if loss.startswith("events")]
+    ledger = run.reopened(tmp_path / "copy")
+    assert ledger.state == run.driver.ledger.state
+    assert list(ledger.groups) == groups
+
+
+def test_what_a_snapshot_without_one_of_its_parts_would_make_up_for_is_lost(
+    run: Run, tmp_path: Path
+) -> None:
+    groups = _spread_snapshot(run)
+    run.journal.close()
+    run.spoil(Kind.PART, 1)
+    run.spoil(Kind.TURN, 2)
+    rescue = salvage(run.folder, tmp_path / "copy")
+    assert [loss for loss in rescue.losses if loss.startswith("events from")]
+    assert list(run.reopened(tmp_path / "copy").groups) == groups[:1]
+
+
+def test_events_between_the_parts_of_a_snapshot_are_not_in_it(run: Run, tmp_path: Path) -> None:
+    groups = _spread_snapshot(run)
+    run.journal.close()
+    run.spoil(Kind.TURN, 5)
+    rescue = salvage(run.folder, tmp_path / "copy")
+    assert [loss for loss in rescue.losses if loss.startswith("events from")]
+    assert list(run.reopened(tmp_path / "copy").groups) == groups[:4]
 
 
 def _lose_a_file(path: Path) -> None:

@@ -18,6 +18,7 @@ from broker.leases import LeaseTable
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
 from broker.server import Server
+from broker.snapshots import DEFAULT_PACE, SnapshotPace
 from broker.watchdog import Watchdog
 from common import messages
 from common.broker_socket import BrokerSocket, Incoming
@@ -51,12 +52,14 @@ class Outbox:
 class Bench:
     """A server with a real journal, a clock that is moved by hand and no socket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, pace: SnapshotPace = DEFAULT_PACE, groups_per_step: int = 1
+    ) -> None:
         self.outbox = Outbox()
         self.clock = ManualClock()
         self.disk_has_room = True
-        self.journal = Journal(folder / "journal.sqlite", "run")
-        rules = LedgerRules(group_size=1, groups_per_step=1, max_policy_lag=0)
+        self.journal = Journal(folder / "journal.sqlite", "run", pace=pace)
+        rules = LedgerRules(group_size=1, groups_per_step=groups_per_step, max_policy_lag=0)
         self.engine = Engine(Ledger(rules), LeaseTable(15.0), self.journal, 0.0)
         fleet = Fleet(15.0)
         roles = (Role.ACTOR, Role.VERIFIER, Role.LEARNER)
@@ -194,6 +197,36 @@ def test_replies_leave_only_after_their_events_are_on_disk(
     monkeypatch.setattr(bench.outbox, "send", lambda *_: calls.append("send"))
     bench.turn(_incoming(_lease()))
     assert calls == ["write", "sync", "send"]
+
+
+def test_a_snapshot_goes_on_turn_by_turn_while_requests_change_what_it_holds(
+    tmp_path: Path,
+) -> None:
+    pace = SnapshotPace(min_events=4, slice_rollouts=1)
+    bench = Bench(tmp_path, pace=pace, groups_per_step=8)
+    bench.announce()
+    bench.register()
+    lease = messages.LeasePrompts(serving=version(0), max_groups=4, wait_s=5.0)
+    ((_, _, leased),) = bench.turn(_incoming(lease))
+    assert isinstance(leased, messages.PromptLeases)
+    assert bench.engine.snapshot is not None
+    assert bench.server._wait_s() < 0.1, "a broker with nothing to do gets on with it"
+    last = leased.leases[-1].lease
+    bench.turn(_incoming(messages.ReturnLease(lease=last, error="no memory"), request_id=2))
+    num_turns = 0
+    while bench.engine.snapshot is not None:
+        bench.turn()
+        num_turns += 1
+    assert num_turns >= 2
+    bench.journal.close()
+    journal = Journal(tmp_path / "journal.sqlite", "run")
+    state, history = journal.load()
+    assert state is not None
+    assert [group.is_leased for group in state.groups.values()] == [True] * 4, "as it began"
+    ledger = Ledger.replay(bench.engine.ledger.rules, state, history)
+    assert ledger.state == bench.engine.ledger.state
+    assert len(ledger.groups[last.group_id].errors) == 1
+    journal.close()
 
 
 def test_nothing_leaves_after_a_sync_that_failed(

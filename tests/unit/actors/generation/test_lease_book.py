@@ -34,13 +34,20 @@ def test_a_lease_that_is_told_twice_is_sampled_once() -> None:
     assert book.num_sampling == 1
 
 
-def test_room_is_whole_groups_and_an_idle_engine_has_room_for_one_of_any_size() -> None:
+def test_a_group_is_asked_for_as_soon_as_one_of_its_answers_finds_a_slot() -> None:
     book = LeaseBook(max_sequences=10, group_size=4)
-    assert book.room_groups == 2
+    assert book.room_groups == 2, "the rest of a third would wait for slots that these take"
     book.take(_lease(1, 0, 1, 2, 3), [7], 0.0)
     assert book.room_groups == 1
     book.take(_lease(2, 0, 1, 2, 3), [7], 0.0)
+    assert book.room_groups == 1, "two slots are free"
+    book.take(_lease(3, 0, 1, 2, 3), [7], 0.0)
+    assert book.room_groups == 0, "two answers wait for slots already"
+    for request_id in ("1/0/1", "1/1/1"):
+        book.finish(request_id)
     assert book.room_groups == 0
+    book.finish("1/2/1")
+    assert book.room_groups == 1
     assert LeaseBook(max_sequences=4, group_size=16).room_groups == 1
 
 
