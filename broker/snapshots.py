@@ -33,9 +33,9 @@ _groups_decoder = msgspec.msgpack.Decoder(list[GroupRecord])
 class SnapshotPace:
     """How often snapshots begin, and how much of one a turn takes.
 
-    Encoding costs 1.5 us a rollout at most, and replaying an event 6 us. At 1.5 events a rollout the
-    former stays under 1 us an event; the latter adds 9 us a rollout to what a restart takes to read
-    its arrays, which is as long as that for 5 kB of them.
+    Encoding costs up to 1.5 us a rollout and replaying an event 6 us. With 1.5 events a rollout the
+    former stays under 1 us an event; the latter adds 9 us a rollout to a restart, as much as the
+    reading of 5 kB of arrays.
     """
 
     min_events: int = 20_000

@@ -21,16 +21,16 @@ class Contents:
     """Everything that a log is kept for."""
 
     records: dict[Key, bytes] = field(default_factory=dict)
-    checkpoint: bytes | None = None
+    checkpoint: tuple[bytes, ...] = ()
+    """Its parts."""
     turns: tuple[bytes, ...] = ()
 
 
 def contents_of(log: Log) -> Contents:
     """What a log holds, read from its files."""
-    checkpoint = log.checkpointed()
     return Contents(
         {key: bytes(log.get(key)) for key in log.keys()},  # noqa: SIM118
-        None if checkpoint is None else bytes(checkpoint),
+        tuple(bytes(part) for part in log.checkpointed()),
         tuple(bytes(turn) for turn in log.turns()),
     )
 
@@ -62,6 +62,8 @@ class Workload:
         self.longest = random.choice((50, 6000, 6000, 20_000, 90_000))
         self.turnover = random.choice((0.03, 0.1, 0.4))
         self._dropped: set[int] = set()
+        self._parts: list[bytes] = []
+        self._num_replaced = 0
         self._next_group = max((key[0] for key in self.now.records), default=0) + 1
 
     def at(self, sequence: int) -> Contents:
@@ -84,6 +86,11 @@ class Workload:
             self.drop()
         if self.random.random() < 0.7:
             self.append()
+        if self.random.random() < 0.03:
+            self.log.begin_checkpoint()
+            self._parts = []
+        if self.random.random() < 0.2:
+            self.part()
         if self.log.wants_checkpoint or self.random.random() < 0.05:
             self.checkpoint()
         self._note_drops()
@@ -110,11 +117,23 @@ class Workload:
         self.log.append(turn)
         self._note(Contents(self._kept(), self.now.checkpoint, (*self.now.turns, turn)))
 
+    def part(self) -> None:
+        """A part of a checkpoint: it changes nothing yet."""
+        part = self.random.randbytes(self.random.randint(1, 2000))
+        if self.log.turn_room >= 4000:
+            if not self._parts:
+                self._num_replaced = len(self.now.turns)
+            self.log.add_part(part)
+            self._parts.append(part)
+
     def checkpoint(self) -> None:
+        """The last part, or the only one."""
         state = self.random.randbytes(self.random.randint(1, 2000))
         if self.log.turn_room >= 4000:
+            since = self.now.turns[self._num_replaced :] if self._parts else ()
             self.log.checkpoint(state)
-            self._note(Contents(self._kept(), state))
+            self._note(Contents(self._kept(), (*self._parts, state), since))
+            self._parts = []
 
     def commit(self) -> None:
         """Write, sync, acknowledge; a full disk leaves all of it for the next time."""

@@ -28,6 +28,7 @@ from broker.events import AnyEvent
 from broker.journal.files import Files, OsFiles
 from broker.journal.log import Log
 from broker.journal.payloads import PayloadCache, key_of, pack_payload, unpack_payload
+from broker.journal.snapshot_writer import SnapshotWriter
 from broker.journal.syncer import Syncer
 from broker.ledger_state import LedgerState
 from broker.snapshots import (
@@ -87,11 +88,7 @@ class Journal:
         self._events: list[AnyEvent] = []
         self._cache = PayloadCache(cache_bytes)
         self._directory = directory
-        self._pace = pace
-        self._snapshot: Snapshot | None = None
-        self._staged_bytes = 0
-        """Of the snapshot under way."""
-        self._snapshot_bytes = self._log.checkpoint_bytes
+        self._snapshots = SnapshotWriter(self._log, pace)
         self._next_event, self._num_since_snapshot = self._count_events()
         self._syncer = Syncer(self._log, RELAXED_WINDOW_S) if acks == "relaxed" else None
 
@@ -161,10 +158,7 @@ class Journal:
 
     def wants_snapshot(self, state: LedgerState) -> bool:
         """Whether one should begin: enough events have gathered, or they hold back old segments."""
-        if self._snapshot is not None or self._log.turn_room < 2 * self._snapshot_bytes:
-            return False
-        num_events = self._num_since_snapshot + len(self._events)
-        return num_events >= self._pace.interval(state) or self._log.wants_checkpoint
+        return self._snapshots.is_due(state, self._num_since_snapshot + len(self._events))
 
     def advance_snapshot(self, state: LedgerState) -> Snapshot | None:
         """Begin a snapshot that is due, or stage a slice of the one under way.
@@ -172,46 +166,30 @@ class Journal:
         Returns what is under way then: it must be shown every event before that is applied to
         ``state``. On a full disk it is not spread: what it lets go of is needed at once.
         """
-        if self._snapshot is None and not self.wants_snapshot(state):
+        snapshots = self._snapshots
+        if snapshots.under_way is None and not self.wants_snapshot(state):
             return None
-        if self._log.is_full:
-            self._snapshot_on_full_disk(state)
-        elif self._snapshot is None:
-            self._begin_snapshot(state)
-        else:
-            self._stage_slice(self._snapshot)
-        return self._snapshot
+        self._stage_events()  # they take along the drops that they led to
+        if not self._log.is_full:
+            if snapshots.under_way is None:
+                self._begin_snapshot(state)
+            else:
+                snapshots.go_on()
+        elif snapshots.has_room_for_another:  # it lets go of more than the rest of an older one
+            self.add_snapshot(state)
+        elif snapshots.has_room_for_rest:
+            snapshots.finish()
+        return snapshots.under_way
 
     def add_snapshot(self, state: LedgerState) -> None:
         """Stage a whole snapshot."""
+        self._stage_events()
         self._begin_snapshot(state)
-        self._finish_snapshot()
-
-    def _snapshot_on_full_disk(self, state: LedgerState) -> None:
-        """One of the present state lets go of more than what is left of one from before."""
-        room = self._log.turn_room // 2
-        if room >= self._snapshot_bytes:
-            self.add_snapshot(state)
-        elif room >= self._snapshot_bytes - self._staged_bytes:
-            self._finish_snapshot()
-
-    def _finish_snapshot(self) -> None:
-        while self._snapshot is not None:
-            self._stage_slice(self._snapshot)
+        self._snapshots.finish()
 
     def _begin_snapshot(self, state: LedgerState) -> None:
-        """Stage the first part: events behind it in the log are not part of the snapshot."""
-        self._log.begin_checkpoint()
-        self._stage_events()
-        self._snapshot = Snapshot(self._next_event, state)
-        self._staged_bytes = self._num_since_snapshot = 0
-        self._stage_slice(self._snapshot)
-
-    def _stage_slice(self, snapshot: Snapshot) -> None:
-        self._stage_events()  # they take along the drops that they led to
-        self._staged_bytes += stage_part(self._log, snapshot, self._pace)
-        if snapshot.is_done:
-            self._snapshot, self._snapshot_bytes = None, self._staged_bytes
+        self._snapshots.begin(self._next_event, state)
+        self._num_since_snapshot = 0
 
     # --- keeping ----------------------------------------------------------------------------------
 
@@ -299,16 +277,6 @@ def unpack_turn(turn: Buffer) -> tuple[int, list[AnyEvent]]:
     """Number of the first event of a turn, and its events; raises ``msgspec.DecodeError``."""
     first, _ = _TURN.unpack_from(turn)
     return first, _events_decoder.decode(memoryview(turn)[_TURN.size :])
-
-
-def stage_part(log: Log, snapshot: Snapshot, pace: SnapshotPace) -> int:
-    """Stage the next part of a snapshot; returns its bytes."""
-    part = snapshot.next_part(pace)
-    if snapshot.is_done:
-        log.checkpoint(part)
-    else:
-        log.add_part(part)
-    return len(part)
 
 
 def refuse_leftover(directory: Path) -> None:

@@ -36,7 +36,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 from common.codec import Buffer
 
 FORMAT_VERSION = 3
-"""Format 1 was one SQLite file."""
+"""Format 1 was one SQLite file; in format 2 a checkpoint was one record."""
 
 SEGMENT_HEADER_BYTES = 4096
 SALT_BYTES = 16

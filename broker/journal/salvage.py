@@ -18,8 +18,8 @@ from broker import events
 from broker.events import AnyEvent
 from broker.groups import GroupRecord, Place
 from broker.journal.files import Files, OsFiles
-from broker.journal.inspection import Entry, decode
-from broker.journal.journal import stage_part
+from broker.journal.history import History
+from broker.journal.inspection import decode
 from broker.journal.log import Log
 from broker.journal.payloads import key_of
 from broker.journal.records import (
@@ -28,7 +28,6 @@ from broker.journal.records import (
     SEGMENT_HEADER_BYTES,
     Key,
     Kind,
-    Part,
     RecordHeader,
     SegmentHeader,
     decode_key,
@@ -38,9 +37,10 @@ from broker.journal.records import (
 from broker.journal.recovery import lock_directory
 from broker.journal.scan import Record, SegmentReader
 from broker.journal.segment_file import Segment, disk_error, segment_number
+from broker.journal.snapshot_writer import SnapshotWriter
 from broker.ledger import Ledger
-from broker.ledger_state import LedgerRules, LedgerState
-from broker.snapshots import DEFAULT_PACE, Snapshot, add_groups, groups_of
+from broker.ledger_state import LedgerRules
+from broker.snapshots import groups_of
 from common.errors import JournalError
 from common.types import RolloutId
 
@@ -74,65 +74,6 @@ class _Found(NamedTuple):
         return record
 
 
-@dataclass(slots=True)
-class _Begun:
-    """A snapshot, as far as no part is missing."""
-
-    next_part: Part
-    num_events: int
-    state: LedgerState
-    turns: list[Entry] = field(default_factory=list)
-    """Since its first part."""
-
-
-@dataclass(slots=True)
-class _History:
-    """Events in order, as far as none is missing."""
-
-    state: LedgerState | None = None
-    events: list[AnyEvent] = field(default_factory=list)
-    next_event: int = 0
-    lost_from: int | None = None
-    """First event that is missing; what comes after it is in ``unapplied``."""
-    unapplied: list[AnyEvent] = field(default_factory=list)
-    _begun: _Begun | None = None
-
-    def add(self, entry: Entry) -> bool:
-        """Take a turn or a part of a snapshot; returns whether its drops count."""
-        if entry.part is not None:
-            self._add_part(entry, entry.part)
-        else:
-            self._add_turn(entry)
-            if self._begun is not None:
-                self._begun.turns.append(entry)
-        return self.lost_from is None
-
-    def _add_turn(self, entry: Entry) -> None:
-        if entry.events and self.lost_from is None and entry.first_event != self.next_event:
-            self.lost_from = self.next_event
-        if self.lost_from is not None:
-            self.unapplied.extend(entry.events)
-        else:
-            self.events.extend(entry.events)
-            self.next_event += len(entry.events)
-
-    def _add_part(self, entry: Entry, part: Part) -> None:
-        if entry.snapshot is not None:
-            self._begun = _Begun(part, entry.first_event, entry.snapshot)
-        if self._begun is not None and self._begun.next_part == part:
-            self._begun.next_part = part._replace(number=part.number + 1)
-            add_groups(self._begun.state, entry.groups)
-            if entry.is_last:
-                self._go_on_from(self._begun)
-
-    def _go_on_from(self, snapshot: _Begun) -> None:
-        """From one that is whole, with the turns since it began."""
-        self.state, self.events, self.unapplied = snapshot.state, [], []
-        self.next_event, self.lost_from, self._begun = snapshot.num_events, None, None
-        for turn in snapshot.turns:
-            self._add_turn(turn)
-
-
 def salvage(directory: Path, out: Path) -> Rescue:
     """Write a repaired copy of the journal in ``directory`` to ``out``, which must not exist.
 
@@ -160,7 +101,7 @@ def _salvage(files: Files, directory: Path, out: Path) -> Rescue:
         key=lambda each: each.header.sequence,
     )
     _note_missing_records(found, rescue)
-    history, payloads = _History(), dict[Key, _Found]()
+    history, payloads = History(), dict[Key, _Found]()
     for each in found:
         _collect(each, history, payloads)
     ledger = Ledger.replay(LedgerRules(), history.state, history.events)
@@ -228,7 +169,7 @@ def _sound_records(files: Files, segment: Segment, salted: int) -> Iterator[_Fou
             offset = found[0]
 
 
-def _collect(found: _Found, history: _History, payloads: dict[Key, _Found]) -> None:
+def _collect(found: _Found, history: History, payloads: dict[Key, _Found]) -> None:
     if found.header.kind in (Kind.FLOOR, Kind.SEAL):
         return
     record = found.read()
@@ -262,7 +203,7 @@ def _note_missing_records(found: Sequence[_Found], rescue: Rescue) -> None:
         last = each
 
 
-def _note_missing_events(history: _History, rescue: Rescue) -> None:
+def _note_missing_events(history: History, rescue: Rescue) -> None:
     if history.lost_from is None:
         return
     groups = sorted({group for event in history.unapplied for group in groups_of(event)})
@@ -325,13 +266,12 @@ def _write(
             log.put(key, [payloads[key].read().body[KEY_BYTES:]])
             if number % _WRITE_EVERY == 0:
                 log.write()
-        _write_snapshot(log, Snapshot(rescue.next_event, ledger.state))
+        snapshots = SnapshotWriter(log)
+        snapshots.begin(rescue.next_event, ledger.state)
+        while snapshots.under_way is not None:
+            snapshots.go_on()
+            log.write()
+        log.write()
     finally:
         log.close()
     rescue.num_groups, rescue.num_payloads = len(ledger.groups), len(needed)
-
-
-def _write_snapshot(log: Log, snapshot: Snapshot) -> None:
-    while not snapshot.is_done:
-        stage_part(log, snapshot, DEFAULT_PACE)
-        log.write()

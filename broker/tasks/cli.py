@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,15 +31,29 @@ from common.types import Prompt
     show_default=True,
     help="Share of corpus traces that write every step down.",
 )
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the task, its value as in TOML; may be repeated.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def task(
-    name: str, split: str, count: int, seed: int, kind: str, long_share: float, out: Path
+    name: str,
+    split: str,
+    count: int,
+    seed: int,
+    kind: str,
+    long_share: float,
+    options: tuple[str, ...],
+    out: Path,
 ) -> None:
     """Write COUNT prompts, or the cold-start corpus, of the task NAME as JSON Lines.
 
     NAME is chain-addition, countdown or a dataset of reasoning-gym: reasoning-gym:leg_counting.
     """
-    problems = find_problems(name, {}, repeatable=False)
+    problems = find_problems(name, _read_options(options), repeatable=False)
     if kind == "corpus" and split == "held-out":
         raise click.UsageError(
             "--kind corpus with --split held-out would train on the evaluation set "
@@ -49,6 +65,16 @@ def task(
         lines = prompt_lines(problems, split=split, seed=seed, count=count)
     _write(out, lines)
     sys.stdout.write(f"{count} {kind} of {problems.name} in {out}\n")
+
+
+def _read_options(terms: tuple[str, ...]) -> dict[str, Any]:
+    """``("min_terms=3", 'operators=["+"]')`` as a table."""
+    try:
+        return tomllib.loads("\n".join(terms))
+    except tomllib.TOMLDecodeError as error:
+        raise click.BadParameter(
+            f"--option must be NAME=VALUE with the value as in TOML: {error} (text in quotes)"
+        ) from None
 
 
 def prompt_lines(problems: Problems, *, split: str, seed: int, count: int) -> Iterator[str]:

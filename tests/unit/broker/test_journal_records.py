@@ -56,9 +56,10 @@ def _encoded(body: list[Buffer], kind: Kind = Kind.TURN) -> bytes:
 def test_the_bytes_of_a_record_are_those_of_format_3() -> None:
     data = _encoded([encode_drops([7]), b"abc"])
     assert data.hex() == RECORD
-    assert int.from_bytes(data[4:8], "little") == xxh3_64_intdigest(
-        data[8:40], xxh3_64_intdigest(SALT)
-    ) & 0xFFFFFFFF
+    assert (
+        int.from_bytes(data[4:8], "little")
+        == xxh3_64_intdigest(data[8:40], xxh3_64_intdigest(SALT)) & 0xFFFFFFFF
+    )
     assert int.from_bytes(data[8:16], "little") == xxh3_64_intdigest(data[40:])
 
 
@@ -67,9 +68,10 @@ def test_the_bytes_of_a_segment_header_are_those_of_format_3() -> None:
     block = encode_segment_header(header)
     assert len(block) == SEGMENT_HEADER_BYTES
     assert block[:8] == b"HRJOURNL"
-    assert int.from_bytes(block[8:12], "little") == xxh3_64_intdigest(
-        block[:8] + bytes(4) + block[12:]
-    ) & 0xFFFFFFFF
+    assert (
+        int.from_bytes(block[8:12], "little")
+        == xxh3_64_intdigest(block[:8] + bytes(4) + block[12:]) & 0xFFFFFFFF
+    )
     assert block[12:16] == (3).to_bytes(4, "little")
     assert block[16:32] == (3).to_bytes(8, "little") + (65536).to_bytes(8, "little")
     assert block[32:51] == SALT + b"run"

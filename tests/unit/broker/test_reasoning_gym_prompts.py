@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from broker import events
 from broker.prompts.mixture import Draw, PromptSource
 from broker.prompts.opening import open_prompt_source
 from broker.prompts.state import PromptsState
+from broker.tasks.cli import task
 from broker.tasks.problem import is_held_out_text
 from broker.tasks.reasoning_gym import NOT_REPEATABLE, DatasetProblems
 from common import reasoning_gym_catalog
 from common.config import Config, ModelConfig, PromptsConfig, PromptSetConfig, RunConfig
 from common.errors import ConfigError
+from common.prompt_file import PromptFile
 from common.task_reference import check_task
 
 
@@ -165,6 +168,21 @@ def test_an_unknown_name_or_option_is_refused_with_its_cure(
     item = PromptSetConfig(name="x", generator=generator, options=dict(options))
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         _source(item)
+
+
+def test_any_dataset_can_be_written_to_a_file_of_prompts(tmp_path: Path) -> None:
+    out = tmp_path / "prompts.jsonl"
+    arguments = ["reasoning-gym:isomorphic-strings", "--count", "5", "--out", str(out)]
+    result = CliRunner().invoke(task, [*arguments, "--option", "min_string_length=4"])
+    assert result.output == f"5 prompts of isomorphic_strings in {out}\n"
+    prompts = PromptFile(out)
+    assert len(prompts) == 5
+    fields = json.loads(prompts[0].reference_json)
+    assert prompts[0].task == "task"
+    assert fields["options"] == {"min_string_length": 4}
+    assert fields["entry"]["question"] == prompts[0].text
+    for option in ("min_string_length", "min_string_length=four"):
+        assert CliRunner().invoke(task, [*arguments, "--option", option]).exit_code == 2
 
 
 def test_without_the_package_the_error_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
