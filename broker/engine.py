@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from broker import events
 from broker.events import AnyEvent
 from broker.group_clock import GroupClock
-from broker.groups import GroupRecord, Phase
+from broker.groups import GENERATING, VERIFYING, GroupRecord
 from broker.leases import Held, LeaseTable, Work
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
@@ -141,9 +141,9 @@ class Engine:
     def _finish(self, group_id: int, index: int) -> None:
         """End whoever holds this index: its work is done or was given back."""
         item = self.ledger.groups[group_id].indices[index]
-        if item.phase is Phase.GENERATING:
+        if item.phase is GENERATING:
             self.leases.finish(item.attempt, index)
-        elif item.phase is Phase.VERIFYING:
+        elif item.phase is VERIFYING:
             self.leases.finish(item.verify_attempt, index)
 
 
@@ -164,9 +164,9 @@ def _held_parts(group: GroupRecord) -> list[Held]:
     generating: dict[tuple[str, int], list[int]] = {}
     held = []
     for index, item in enumerate(group.indices):
-        if item.phase is Phase.GENERATING:
+        if item.phase is GENERATING:
             generating.setdefault((item.owner, item.attempt), []).append(index)
-        elif item.phase is Phase.VERIFYING:
+        elif item.phase is VERIFYING:
             lease = Lease(group_id=group.group_id, indices=(index,), attempt=item.verify_attempt)
             held.append(Held(item.owner, lease, Work.VERIFY))
     for (owner, attempt), indices in generating.items():

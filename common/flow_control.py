@@ -38,6 +38,9 @@ class FlowControl:
         self._is_open = is_open
         self._line: deque[Reservation] = deque()
         self._arrived: dict[str, int] = {}
+        self._granted: dict[str, tuple[int, Credit]] = {}
+        """Request id and answer of the last grant of each client."""
+        self._again: list[tuple[Reservation, Credit]] = []
 
     @property
     def num_waiting(self) -> int:
@@ -46,14 +49,12 @@ class FlowControl:
 
     def connect(self, client: str) -> int:
         """A client connects anew; returns its first credit in bytes."""
-        self._leave_line(client)
-        self._arrived.pop(client, None)
+        self._forget(client)
         return self.credit.open(client)
 
     def disconnect(self, client: str) -> None:
         """A client is gone."""
-        self._leave_line(client)
-        self._arrived.pop(client, None)
+        self._forget(client)
         self.credit.close(client)
 
     def arrive(self, client: str, num_bytes: int) -> None:
@@ -85,9 +86,10 @@ class FlowControl:
     def reserve(
         self, wish: ReserveBytes, peer: bytes, request_id: int, client: str, now_s: float
     ) -> None:
-        """Put a wish into the line; a repeated one keeps its place.
+        """Put a wish into the line; a repeated one keeps its place, or gets its answer again.
 
-        Raises :class:`RefusedError` for more than can ever be held.
+        Request ids of one connection ascend, so one that is not above the last that was granted is
+        a repetition. Raises :class:`RefusedError` for more than can ever be held.
         """
         if not self.credit.may_ever_hold(wish.least):
             raise RefusedError(
@@ -95,19 +97,26 @@ class FlowControl:
                 f"{wish.least} bytes are more than this server takes in at once, "
                 f"{self.credit.pool_bytes * 3 // 4} (raise broker.max_memory_bytes)",
             )
-        if all((item.peer, item.request_id) != (peer, request_id) for item in self._line):
-            until_s = now_s + wish.wait_s
-            self._line.append(Reservation(peer, request_id, client, wish.least, wish.most, until_s))
+        until_s = now_s + wish.wait_s
+        item = Reservation(peer, request_id, client, wish.least, wish.most, until_s)
+        granted_id, credit = self._granted.get(client, (0, None))
+        if request_id <= granted_id:
+            if request_id == granted_id and credit is not None:
+                self._again.append((item, credit))
+        elif all((other.peer, other.request_id) != (peer, request_id) for other in self._line):
+            self._line.append(item)
 
     def answer(self, now_s: float) -> list[tuple[Reservation, Credit]]:
         """Grant from the front while there is room, then turn away those whose wait ran out."""
-        answered: list[tuple[Reservation, Credit]] = []
+        answered, self._again = self._again, []
         while self._line and self._is_open():
             front = self._line[0]
             granted = self.credit.reserve(front.client, front.least, front.most)
             if not granted:
                 break
-            answered.append((self._line.popleft(), Credit(num_bytes=granted)))
+            credit = Credit(num_bytes=granted)
+            self._granted[front.client] = front.request_id, credit
+            answered.append((self._line.popleft(), credit))
         expired = [item for item in self._line if item.until_s <= now_s]
         if expired:
             refusal = Credit(reason=self._why())
@@ -124,5 +133,9 @@ class FlowControl:
             return "the disk takes no more rollouts"
         return f"{self.credit.pool_bytes} bytes are already on their way"
 
-    def _leave_line(self, client: str) -> None:
+    def _forget(self, client: str) -> None:
+        """Nothing of its last connection matters any more."""
+        self._arrived.pop(client, None)
+        self._granted.pop(client, None)
+        self._again = [item for item in self._again if item[0].client != client]
         self._line = deque(item for item in self._line if item.client != client)

@@ -9,6 +9,7 @@ way: that is the part of the ledger.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -367,6 +368,7 @@ class CreditedClient:
 
     def __init__(self, endpoint: str, role: Role, name: str = "producer") -> None:
         self.socket = _connected(endpoint)
+        self._request_ids = itertools.count(1)
         register = Register(role=role, name=name, nonce=name, host="localhost", pid=os.getpid())
         self.send(register)
         registered = _decode_frames(self.socket).message
@@ -387,7 +389,7 @@ class CreditedClient:
         """Send without waiting for the reply; arrays use up credit."""
         if frames:
             self._balance -= sum(map(len, frames))
-        self.socket.send_multipart(encode(message, 1, frames), copy=False)
+        self.socket.send_multipart(encode(message, next(self._request_ids), frames), copy=False)
 
     def receive(self) -> int:
         """Wait for one message; returns how many requests with arrays it acknowledges."""

@@ -129,3 +129,22 @@ def test_a_client_that_connects_anew_is_not_settled_for_what_it_sent_before() ->
     assert flow.connect("a") == first
     assert flow.settle(told) == {}
     assert flow.credit.free_bytes == MIB - first
+
+
+def test_a_wish_that_is_repeated_after_its_grant_gets_the_same_answer_and_no_second_grant() -> None:
+    flow = FlowControl(MIB, Disk())
+    flow.connect("a")
+    flow.reserve(wish(MIB // 2), b"peer", 7, "a", 0.0)
+    ((_, first),) = flow.answer(0.0)
+    free = flow.credit.free_bytes
+    flow.reserve(wish(MIB // 2), b"peer", 7, "a", 1.0)
+    ((repeated, credit),) = flow.answer(1.0)
+    assert (repeated.request_id, credit) == (7, first)
+    flow.reserve(wish(1000), b"peer", 8, "a", 2.0)
+    assert granted(flow, 2.0) == {"a": 1000}
+    flow.reserve(wish(MIB // 2), b"peer", 7, "a", 3.0)
+    assert granted(flow, 3.0) == {}, "nobody waits for that answer any more"
+    assert flow.credit.free_bytes == free - 1000
+    flow.connect("a")
+    flow.reserve(wish(500), b"other", 1, "a", 4.0)
+    assert granted(flow, 4.0) == {"a": 500}, "another connection counts from 1 again"
