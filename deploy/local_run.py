@@ -14,7 +14,7 @@ from common.errors import EXIT_INTERRUPTED, FatalError, InfraError
 from common.files import write_atomically
 from common.messages import GetStatus, Status
 from common.security import client_security
-from common.transport import SyncChannel
+from common.sync_channel import SyncChannel
 from common.types import Role
 from deploy.gpu_assignment import visible_gpus
 from deploy.progress import ProgressDisplay

@@ -45,7 +45,7 @@ _FETCH_ROLLOUTS = 512  # rollouts of one request: keeps replies far below the me
 
 
 class BrokerClient(Protocol):
-    """What the learner needs of :class:`common.transport.SyncChannel`."""
+    """What the learner needs of :class:`common.sync_channel.SyncChannel`."""
 
     def request(
         self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0

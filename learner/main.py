@@ -7,7 +7,7 @@ from common.endpoints import read_endpoint
 from common.errors import EXIT_OK
 from common.lifecycle import Process, exit_code_for_errors, role_process
 from common.security import client_security
-from common.transport import SyncChannel
+from common.sync_channel import SyncChannel
 from common.types import Role
 from learner.heartbeat import HeartbeatThread
 from learner.mesh import Mesh, learner_mesh

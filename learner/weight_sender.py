@@ -33,7 +33,7 @@ class BrokerChannel(Protocol):
     def request(
         self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
     ) -> Decoded:
-        """As :meth:`common.transport.SyncChannel.request`."""
+        """As :meth:`common.sync_channel.SyncChannel.request`."""
         ...
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from common.errors import FatalError
 from common.messages import GetStores, Stores
-from common.transport import SyncChannel
+from common.sync_channel import SyncChannel
 from common.types import Role
 from deploy.bench.processes import BrokerUnderTest
 from deploy.bench.result import BenchResult, hardware_name, versions

@@ -31,7 +31,7 @@ from common.messages import (
     RolloutLeases,
     Status,
 )
-from common.transport import SyncChannel
+from common.sync_channel import SyncChannel
 from common.types import Role, RolloutHeader, WeightVersion
 from learner.mesh import Mesh
 from learner.weight_publisher import WeightPublisher

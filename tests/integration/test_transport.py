@@ -24,7 +24,8 @@ from common.messages import (
     Reply,
     Rollouts,
 )
-from common.transport import Channel, SyncChannel
+from common.sync_channel import SyncChannel
+from common.transport import Channel
 from common.types import Role, RolloutId
 from tests.builders import rollout_arrays, rollout_header
 
