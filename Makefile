@@ -57,6 +57,7 @@ LOCK := uv pip compile pyproject.toml --python-version 3.11 \
 lock: ## pin the newest versions that pyproject.toml allows
 	source deploy/uv.sh && $(LOCK) --extra cpu --group dev -o requirements/cpu.txt >/dev/null
 	source deploy/uv.sh && $(LOCK) --extra broker -o requirements/broker.txt >/dev/null
+	source deploy/uv.sh && $(LOCK) --extra tasks -c requirements/cpu.txt -o requirements/tasks.txt >/dev/null
 
 clean: ## remove caches and build output
 	rm -rf dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

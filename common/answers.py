@@ -1,4 +1,4 @@
-"""Where the final answer of a completion stands, and when two answers are the same.
+"""Where the final answer of a completion stands, and when two answers count as one vote.
 
 One definition for the verifier, which judges the answer, and the collector, which counts votes.
 All functions are pure, run in linear time and never evaluate what they read.
@@ -7,32 +7,64 @@ All functions are pure, run in linear time and never evaluate what they read.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
+
+from common.math_answer.limits import AnswerError
+from common.math_answer.rational import rational_value
+from common.math_answer.reader import read_answer
+from common.math_answer.tree import EXPRESSIONS
 
 MAX_NUMBER_CHARS = 1000
 """Longer texts are not numbers: it bounds the cost of exact arithmetic."""
 
+MAX_CONCLUSION_CHARS = 1 << 16
+"""An answer is looked for in so many characters at the end of a completion."""
+
+Convention = Literal["answer-tag", "boxed", "final-answer"]
+CONVENTIONS: tuple[Convention, ...] = ("answer-tag", "boxed", "final-answer")
+"""Last ``<answer>`` block; last ``\\boxed{}``; what follows the last "final answer is"."""
+
+MARKED: tuple[Convention, ...] = ("answer-tag", "boxed")
+"""The conventions that mark where the answer begins and ends: what most tasks ask for."""
+
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
-_BOXED = "\\boxed{"
+_BOX_MARKS = re.compile(r"(\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
+_MAX_JOINER_CHARS = 80
+_JOINER = re.compile(r"(?:[\s,;.$~]|\\[,;:! ()\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
+_FINAL_ANSWER = re.compile(r"final\s+answer\s+is[ *]{0,4}:?", re.IGNORECASE)
+_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
+_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
 _DECIMAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?", re.ASCII)
 _RATIO = re.compile(r"([+-]?\d+)\s*/\s*(\d+)", re.ASCII)
 
 
-def extract_answer(completion: str) -> str | None:
-    """The final answer, stripped: the last ``<answer>`` block, else the last ``\\boxed{}``.
+def extract_answer(completion: str, conventions: Sequence[Convention] = MARKED) -> str | None:
+    """The final answer, stripped, by the first of ``conventions`` that finds one.
 
     Only what follows the last ``</think>`` counts: a number that occurs while thinking is no
-    answer. None when thinking was opened and never closed, when there is no complete block, or when
-    the block is empty.
+    answer. Boxes with nothing but "and" and punctuation between them are one list. An answer block
+    that holds a box or a phrase is read for that. None when thinking was opened and never closed,
+    when there is no complete answer, or when it is empty.
     """
     _, closed, conclusion = completion.rpartition(_THINK_CLOSE)
     if not closed and _THINK_OPEN in completion:
         return None
-    answer = _last_answer_block(conclusion)
-    if answer is None:
-        answer = _last_boxed(conclusion)
-    return answer.strip() or None if answer is not None else None
+    return _find(conclusion[-MAX_CONCLUSION_CHARS:], conventions)
+
+
+def _find(text: str, conventions: Sequence[Convention]) -> str | None:
+    for convention in conventions:
+        answer = _FINDERS[convention](text)
+        if answer is None:
+            continue
+        if convention == "answer-tag":
+            others = [other for other in conventions if other != convention]
+            answer = _find(answer, others) or answer
+        return answer.strip() or None
+    return None
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -54,9 +86,22 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def canonical_answer(answer: str) -> str:
-    """Equal exactly for equal answers: a number's value, otherwise the text with single blanks."""
+    """What answers vote by: the exact value where there is one, else the text with single blanks.
+
+    ``1/2``, ``.5`` and ``\\frac{1}{2}`` are one vote.
+    """
     number = parse_number(answer)
+    if number is None:
+        number = _exact_value(answer)
     return " ".join(answer.split()) if number is None else str(number)
+
+
+def _exact_value(answer: str) -> Fraction | None:
+    try:
+        tree = read_answer(answer)
+        return rational_value(tree) if isinstance(tree, EXPRESSIONS) else None
+    except AnswerError:
+        return None
 
 
 def _last_answer_block(text: str) -> str | None:
@@ -65,20 +110,58 @@ def _last_answer_block(text: str) -> str | None:
     return text[start + len(_ANSWER_OPEN) : end] if start >= 0 else None
 
 
-def _last_boxed(text: str) -> str | None:
-    """Content of the last ``\\boxed{...}``, braces matched, a backslash escaping the next one."""
-    start = text.rfind(_BOXED)
-    if start < 0:
+def _last_boxes(text: str) -> str | None:
+    """Content of the last outermost ``\\boxed{...}``, with the boxes that it is joined to."""
+    boxes = _outermost_boxes(text)
+    if not boxes:
         return None
-    start += len(_BOXED)
-    depth, position = 1, start
-    while position < len(text):
-        char = text[position]
-        if char == "\\":
-            position += 1
-        elif char in "{}":
-            depth += 1 if char == "{" else -1
-            if depth == 0:
-                return text[start:position]
-        position += 1
-    return None
+    first = len(boxes) - 1
+    while first and _joins(text, boxes[first - 1][1], boxes[first][0]):
+        first -= 1
+    contents = [text[text.index("{", start) + 1 : end - 1] for start, end in boxes[first:]]
+    distinct = list(dict.fromkeys(content.strip() for content in contents))
+    return distinct[0] if len(distinct) == 1 else ", ".join(distinct)
+
+
+def _joins(text: str, start: int, end: int) -> bool:
+    return end - start <= _MAX_JOINER_CHARS and bool(_JOINER.fullmatch(text, start, end))
+
+
+def _outermost_boxes(text: str) -> list[tuple[int, int]]:
+    """(start, end) of each complete box that is in no other, braces matched, in one pass.
+
+    A backslash escapes the character after it.
+    """
+    boxes: list[tuple[int, int]] = []
+    open_braces: list[int | None] = []
+    for mark in _BOX_MARKS.finditer(text):
+        if mark[1] or mark[0] == "{":
+            open_braces.append(mark.start() if mark[1] else None)
+        elif mark[0] == "}" and open_braces:
+            start = open_braces.pop()
+            if start is not None:
+                while boxes and boxes[-1][0] > start:
+                    boxes.pop()
+                boxes.append((start, mark.end()))
+    return boxes
+
+
+def _after_final_answer(text: str) -> str | None:
+    """What follows the last "final answer is", to the end of the formula or of the sentence."""
+    ends = [match.end() for match in _FINAL_ANSWER.finditer(text)]
+    if not ends:
+        return None
+    rest = text[ends[-1] :].lstrip(" \t*")
+    for opener, closer in _DELIMITERS:
+        if rest.startswith(opener):
+            end = rest.find(closer, len(opener))
+            return rest[len(opener) : end] if end >= 0 else None
+    end_of_sentence = _SENTENCE_END.search(rest)
+    return rest[: end_of_sentence.start()] if end_of_sentence else rest
+
+
+_FINDERS = {
+    "answer-tag": _last_answer_block,
+    "boxed": _last_boxes,
+    "final-answer": _after_final_answer,
+}

@@ -19,7 +19,11 @@ from common import config as sections
 from common.config import Config, RunPaths
 from common.errors import ConfigError
 from common.prompt_config_rules import prompt_rules
+from common.reward_config_rules import reward_rules
+from common.reward_terms import resolved
 from common.store_config_rules import store_rules
+from common.user_rewards import with_function
+from common.verifier_model_rules import verifier_model_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -41,6 +45,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
     _refuse_unknown_keys(table, Config, (), file, text)
     config = _convert(table, file)
     config = _with_absolute_paths(config, file.resolve().parent)
+    config = _with_rewards(config, file)
     check_config(config, file)
     return config
 
@@ -67,6 +72,7 @@ def _rules(config: Config) -> Iterator[str]:
     yield from prompt_rules(config)
     yield from _broker_rules(config)
     yield from store_rules(config)
+    yield from verifier_model_rules(config.verifier.models)
     if not _NAME.fullmatch(config.run.id):
         yield (
             f"run.id must be up to 64 letters, digits, '.', '_' or '-', got {config.run.id!r} "
@@ -77,12 +83,7 @@ def _rules(config: Config) -> Iterator[str]:
             f"actor.max_tokens must be below model.max_length ({config.model.max_length}) to leave "
             f"room for the prompt, got {config.actor.max_tokens} (raise model.max_length)"
         )
-    names = [term.name for term in config.verifier.rewards]
-    if not names or len(names) != len(set(names)):
-        yield (
-            f"verifier.rewards must name each reward once, got {names} "
-            '(for example [{name = "accuracy"}])'
-        )
+    yield from reward_rules(config)
 
 
 _AT_LEAST: tuple[tuple[str, float, str], ...] = (
@@ -104,6 +105,9 @@ _AT_LEAST: tuple[tuple[str, float, str], ...] = (
     ("actor.max_num_seqs", 1, "use 256 to start with"),
     ("verifier.count", 1, "a run needs a verifier"),
     ("verifier.num_workers", 1, "use the number of spare cores"),
+    ("verifier.model_batch_tokens", 1, "use 16384"),
+    ("verifier.model_queue_tokens", 1, "use 262144"),
+    ("verifier.model_threads", 1, "use 1 where roles share cores"),
     ("broker.max_attempts", 1, "use 3"),
     ("broker.max_outstanding_groups", 1, "use 64"),
     ("broker.max_group_s", 0, "use 0 for no limit"),
@@ -128,6 +132,8 @@ _ABOVE_ZERO: tuple[str, ...] = (
     "learner.loss.clip_high",
     "actor.temperature",
     "verifier.wall_limit_s",
+    "verifier.model_batch_limit_s",
+    "verifier.model_load_limit_s",
     "broker.heartbeat_s",
     "broker.no_progress_s",
     "broker.max_absence_s",
@@ -269,12 +275,32 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
                 dataclasses.replace(item, file=absolute(item.file)) for item in config.prompts.sets
             ),
         ),
+        verifier=dataclasses.replace(
+            config.verifier,
+            models=tuple(
+                dataclasses.replace(
+                    item, path=absolute(item.path), directory=absolute(item.directory)
+                )
+                for item in config.verifier.models
+            ),
+        ),
         security=dataclasses.replace(config.security, keys=absolute(config.security.keys)),
         sft=dataclasses.replace(
             config.sft, corpus=absolute(config.sft.corpus), output=absolute(config.sft.output)
         ),
         collect=dataclasses.replace(config.collect, output=absolute(config.collect.output)),
     )
+
+
+def _with_rewards(config: Config, file: Path) -> Config:
+    """``config`` with the terms of its preset in place, and the user's own functions found."""
+    folder = file.resolve().parent
+    try:
+        rewards = tuple(with_function(term, folder) for term in config.verifier.rewards)
+        verifier = dataclasses.replace(config.verifier, rewards=rewards)
+        return dataclasses.replace(config, verifier=resolved(verifier))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def _get_dotted(config: Config, key: str) -> Any:

@@ -96,6 +96,12 @@ class Process:
         self._write_state("ready")
         self.log.info("READY", metrics_port=self.health.port, **info)
 
+    def pause(self, reason: str) -> None:
+        """Say that this process lives and does not serve until somebody has looked at it."""
+        self._is_ready = False
+        self._write_state("paused")
+        self.log.error("PAUSED", reason=reason)
+
     async def wait_stopped(self) -> None:
         """Return when a stop was asked for."""
         loop = asyncio.get_running_loop()

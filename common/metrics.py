@@ -131,9 +131,52 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("headrace_verdicts_total", "counter", "Verdicts by status", ("status",)),
     MetricSpec(
-        "headrace_verify_seconds", "histogram", "Wall time of one verification", (), _SECONDS
+        "headrace_verify_seconds", "histogram", "Time of one check, by kind", ("kind",), _SECONDS
     ),
+    MetricSpec(
+        "headrace_verify_failures_total",
+        "counter",
+        "Checks without a judgement, by kind of check (a job's first) and status",
+        ("kind", "status"),
+    ),
+    MetricSpec("headrace_verify_backlog", "gauge", "Rollouts leased and not yet answered"),
     MetricSpec("headrace_verifier_restarts_total", "counter", "Child processes replaced"),
+    MetricSpec(
+        "headrace_verifier_quarantined_total", "counter", "Jobs that killed their process twice"
+    ),
+    MetricSpec("headrace_verifier_paused", "gauge", "1 while the verifier takes no work: hacking"),
+    MetricSpec(
+        "headrace_reward_hacking_alarm", "gauge", "1 while the monitor sees this sign", ("alarm",)
+    ),
+    MetricSpec(
+        "headrace_model_batches_total",
+        "counter",
+        "Forwards of scoring models, by kind of model",
+        ("scorer", "outcome"),
+    ),
+    MetricSpec(
+        "headrace_model_batch_tokens",
+        "histogram",
+        "Tokens of one forward, shared prompts once",
+        ("scorer",),
+        _TOKENS,
+    ),
+    MetricSpec(
+        "headrace_model_batch_seconds",
+        "histogram",
+        "Hand-over to answer of one forward",
+        ("scorer",),
+        _SECONDS,
+    ),
+    MetricSpec("headrace_model_sequences_total", "counter", "Answers scored", ("scorer",)),
+    MetricSpec("headrace_model_tokens_total", "counter", "Tokens computed", ("scorer",)),
+    MetricSpec(
+        "headrace_model_compute_seconds_total", "counter", "Seconds inside forwards", ("scorer",)
+    ),
+    MetricSpec("headrace_model_weight_bytes", "gauge", "Weights on the device", ("scorer",)),
+    MetricSpec(
+        "headrace_judge_answers_total", "counter", "Answers of the generative judge", ("outcome",)
+    ),
     MetricSpec("headrace_reward_mean", "gauge", "Mean reward of the last batch"),
     MetricSpec("headrace_accuracy_mean", "gauge", "Mean accuracy of the last batch"),
     MetricSpec(

@@ -36,14 +36,27 @@ def render_prompt(template: str, text: str, model_dir: Path | str) -> str:
     if template == "r1-zero":
         return f"{R1_ZERO_PARAGRAPH}{text}{R1_ZERO_ENDING}"
     if template == "chat":
-        return _chat_renderer(str(model_dir))(text)
+        return _chat_renderer(str(model_dir))([_turn("user", text)], True)
     raise ConfigError(
         f"prompts.template must be one of {', '.join(TEMPLATES)}, got {template!r} (use plain)"
     )
 
 
+def render_exchange(prompt: str, answer: str, model_dir: Path | str) -> str:
+    """One user turn and one finished assistant turn in the chat template of ``model_dir``.
+
+    Raises :class:`ModelDirectoryError` when the model has no usable chat template.
+    """
+    turns = [_turn("user", prompt), _turn("assistant", answer)]
+    return _chat_renderer(str(model_dir))(turns, False)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
 @functools.lru_cache(maxsize=8)
-def _chat_renderer(model_dir: str) -> Callable[[str], str]:
+def _chat_renderer(model_dir: str) -> Callable[[list[dict[str, str]], bool], str]:
     """Compile the chat template of ``model_dir`` once."""
     try:
         import jinja2
@@ -61,15 +74,16 @@ def _chat_renderer(model_dir: str) -> Callable[[str], str]:
     environment.globals["raise_exception"] = _raise_template_error
     special = {key: special_token_text(settings, key) or "" for key in ("bos_token", "eos_token")}
 
-    def render(text: str) -> str:
+    def render(turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
         try:
             return environment.from_string(source).render(
-                messages=[{"role": "user", "content": text}], add_generation_prompt=True, **special
+                messages=turns, add_generation_prompt=add_generation_prompt, **special
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
+            what = "a single user turn" if len(turns) == 1 else "a question with its answer"
             raise ModelDirectoryError(
-                f"the chat template of {directory} cannot render a single user turn: {error} "
-                '(use prompts.template = "plain" or "r1-zero")'
+                f"the chat template of {directory} cannot render {what}: {error} "
+                '(use the template "plain")'
             ) from None
 
     return render

@@ -11,7 +11,13 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from common.answers import parse_number
-from common.errors import DataError
+from common.errors import ConfigError, DataError
+from common.reasoning_gym_catalog import find_dataset, is_installed
+from common.references.choice import ChoiceReference
+from common.references.code import CodeReference
+from common.references.math import MathReference
+from common.references.model import ModelReference
+from common.references.task import TaskReference
 
 _MAX_NUMBERS = 64
 _Integer = Annotated[int, msgspec.Meta(ge=-(10**12), le=10**12)]
@@ -36,9 +42,17 @@ class CountdownReference(msgspec.Struct, frozen=True):
     target: _Integer
 
 
-REFERENCES: dict[str, type[ArithmeticReference] | type[CountdownReference]] = {
+REFERENCES: dict[str, type[msgspec.Struct]] = {
     "arithmetic": ArithmeticReference,
+    "choice": ChoiceReference,
+    "code": CodeReference,
     "countdown": CountdownReference,
+    "helpful": ModelReference,
+    "judge": ModelReference,
+    "math": MathReference,
+    "process": ModelReference,
+    "safety": ModelReference,
+    "task": TaskReference,
 }
 """Task kind -> its fields."""
 
@@ -60,4 +74,9 @@ def check_task(task: str, reference_json: str) -> None:
         close = difflib.get_close_matches(task, REFERENCES, n=1, cutoff=0.5)
         cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(REFERENCES)}"
         raise DataError(f"unknown task {task!r} ({cure})")
-    read_reference(reference_json, REFERENCES[task])
+    reference = read_reference(reference_json, REFERENCES[task])
+    if isinstance(reference, TaskReference) and is_installed():
+        try:
+            find_dataset(reference.dataset)
+        except ConfigError as error:
+            raise DataError(f"malformed task: {error}") from None

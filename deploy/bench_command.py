@@ -10,10 +10,13 @@ import click
 
 BENCHMARK_NAMES = (
     "broker",
+    "code",
     "codec",
     "control",
     "latency",
+    "math",
     "pipeline",
+    "reward-model",
     "scheduler",
     "staleness",
     "fleet",

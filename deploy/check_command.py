@@ -11,10 +11,12 @@ import click
 
 from common.config import Config
 from common.config_loader import load_config, to_toml
-from common.errors import FatalError, ModelDirectoryError, PromptFileError
+from common.errors import ConfigError, FatalError, ModelDirectoryError, PromptFileError
 from common.prompt_file import PromptFile
 from common.protection import protection
+from common.reasoning_gym_catalog import GENERATOR_PREFIX, make_dataset
 from common.security import key_problems
+from common.user_rewards import function_problems
 
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
 
@@ -31,7 +33,7 @@ def check(config_path: Path) -> None:
 
     config = load_config(config_path)
     file_sizes, prompt_problems = read_prompt_files(config)
-    problems = [*model_problems(config), *prompt_problems, *_key_problems(config)]
+    problems = [*model_problems(config), *prompt_problems, *_other_problems(config)]
     num_parameters = None if problems else read_num_parameters(Path(config.model.path))
     click.echo(to_toml(config))
     click.echo("# What is protected:")
@@ -55,7 +57,23 @@ def check_inputs(config: Config) -> None:
 def input_problems(config: Config) -> list[FatalError]:
     """What is missing on disk, one error each."""
     _, prompt_problems = read_prompt_files(config)
-    return [*model_problems(config), *prompt_problems, *_key_problems(config)]
+    return [*model_problems(config), *prompt_problems, *_other_problems(config)]
+
+
+def _other_problems(config: Config) -> list[FatalError]:
+    keys = _key_problems(config)
+    return [*keys, *function_problems(config.verifier.rewards), *_dataset_problems(config)]
+
+
+def _dataset_problems(config: Config) -> Iterator[FatalError]:
+    """Prompt sets that name no dataset of reasoning-gym, or an option that it does not have."""
+    for item in config.prompts.all_sets:
+        dataset = item.generator.removeprefix(GENERATOR_PREFIX)
+        if dataset != item.generator:
+            try:
+                make_dataset(dataset, item.options, seed=config.run.seed)
+            except ConfigError as error:
+                yield error
 
 
 def _key_problems(config: Config) -> list[FatalError]:

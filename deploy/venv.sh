@@ -18,7 +18,7 @@ stamp() {
   {
     printf '%s\n' "$PWD" "$profile"
     sed '/^\[tool\.ruff\]/,$d' pyproject.toml
-    cat "$requirements" deploy/venv.sh deploy/uv.sh
+    cat "$requirements" requirements/tasks.txt deploy/venv.sh deploy/uv.sh
   } | sha256sum
 }
 
@@ -55,6 +55,14 @@ install() {
     fail "some packages of $requirements were not found (see above): check the network, or point PIP_INDEX_URL or PIP_FIND_LINKS at a place that has them, then run make setup again"
 }
 
+# reasoning-gym is optional, and pycosat, which it needs, comes as C source only: a machine without a
+# compiler goes without both.
+install_tasks() {
+  [ "$profile" = cpu ] || return 0
+  uv pip install --quiet --no-deps --python .venv --requirement requirements/tasks.txt 2>/dev/null ||
+    echo "headrace set-up: without reasoning-gym, whose pycosat could not be built here (install a C compiler and Python's headers, rm .venv/.headrace, then run make setup again)" >&2
+}
+
 # uv compiles nothing, and PYTHONDONTWRITEBYTECODE would keep every start of an engine twice as
 # slow as it need be: one import compiles the few thousand modules that starting needs.
 compile_bytecode() {
@@ -80,5 +88,6 @@ source deploy/uv.sh
 [ "$(uname -sm)" = "Linux x86_64" ] ||
   fail "the pins are for Linux x86_64 and this is $(uname -sm): use a container or another machine"
 install
+install_tasks
 compile_bytecode
 stamp >.venv/.headrace

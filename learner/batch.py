@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.torch.attention import block_causal_mask
 from common.types import RolloutId
 from learner.layout import MicrobatchLayout
 
@@ -156,15 +157,6 @@ def empty_microbatch() -> Microbatch:
         on_policy=False,
     )
     return pack([[document]], document.length)
-
-
-def block_causal_mask(document_ids: Tensor) -> Tensor:
-    """bool [R, 1, L, L] from document ids [R, L]: look back, inside the own document only.
-
-    Padding shares one id of its own: a place that may look nowhere would turn into NaN.
-    """
-    same = document_ids.unsqueeze(-1) == document_ids.unsqueeze(-2)
-    return same.tril_().unsqueeze(1)
 
 
 def _joined(arrays: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic]) -> Tensor:

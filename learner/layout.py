@@ -7,12 +7,12 @@ listed, so order and lengths say the offsets.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
 
+from common.packing import pack_rows
 from common.types import Count, FiniteFloat, Record, RolloutId, SpanNumbers
 
 
@@ -111,44 +111,22 @@ def plan_microbatches(
 ) -> tuple[MicrobatchLayout, ...]:
     """Pack documents into microbatches of at most ``microbatch_tokens`` places, padding included.
 
-    Best-fit decreasing: the longest document left opens a microbatch and sets its row length, then
-    each next one goes into the fullest row that has room. A document longer than the budget gets a
-    microbatch of its own.
+    Best-fit decreasing, see :func:`common.packing.pack_rows`. A document longer than the budget
+    gets a microbatch of its own.
     """
     waiting = _longest_first(rollouts)
-    microbatches = []
-    while waiting:
-        row_length = max(row_tokens, waiting[0].length)
-        num_rows = max(1, microbatch_tokens // row_length)
-        rows, waiting = _fill_rows(waiting, row_length, num_rows)
-        microbatches.append(MicrobatchLayout(row_length=row_length, rows=rows))
-    return tuple(microbatches)
+    lengths = [rollout.length for rollout in waiting]
+    return tuple(
+        MicrobatchLayout(
+            row_length=packed.row_length,
+            rows=tuple(tuple(waiting[item].rollout_id for item in row) for row in packed.rows),
+        )
+        for packed in pack_rows(lengths, row_tokens=row_tokens, budget_tokens=microbatch_tokens)
+    )
 
 
 def _longest_first(rollouts: Sequence[PlannedRollout]) -> list[PlannedRollout]:
     return sorted(rollouts, key=lambda rollout: (-rollout.length, rollout.rollout_id))
-
-
-def _fill_rows(
-    rollouts: Sequence[PlannedRollout], row_length: int, num_rows: int
-) -> tuple[tuple[tuple[RolloutId, ...], ...], list[PlannedRollout]]:
-    """Rows filled best-fit, and what found no room."""
-    rows: list[list[RolloutId]] = []
-    rooms: list[tuple[int, int]] = []  # (free places, row), sorted: the first that fits is the best
-    left = []
-    for rollout in rollouts:
-        place = bisect.bisect_left(rooms, (rollout.length, -1))
-        if place < len(rooms):
-            room, row = rooms.pop(place)
-        elif len(rows) < num_rows:
-            room, row = row_length, len(rows)
-            rows.append([])
-        else:
-            left.append(rollout)
-            continue
-        rows[row].append(rollout.rollout_id)
-        bisect.insort(rooms, (room - rollout.length, row))
-    return tuple(tuple(row) for row in rows), left
 
 
 def _cut(

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import ModelDirectoryError
 from common.torch.logprob_head import token_logprobs
+from common.torch.pretrained import load_pretrained, read_model_config, refuse_long_windows
 from learner.batch import Microbatch
 from learner.mesh import Mesh
 
@@ -68,29 +67,12 @@ def load_policy(directory: Path, mesh: Mesh, *, max_length: int) -> PolicyModel:
 
     Raises :class:`ModelDirectoryError` for a directory that is no such model.
     """
-    config = _read_config(directory)
-    _refuse_unsupported(config, directory, max_length)
-    disable_progress_bar()
-    try:
-        causal_lm, loading = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelDirectoryError(
-            f"{directory}: the model cannot be loaded: {_first_line(error)} "
-            "(model.path must hold config.json and safetensors of a causal language model)"
-        ) from None
-    if loading["missing_keys"]:  # transformers would train them from random values
-        missing = sorted(loading["missing_keys"])
-        raise ModelDirectoryError(
-            f"{directory}: {len(missing)} weights are missing, first {missing[0]} (copy the model "
-            "directory again)"
-        )
+    config = read_model_config(directory, key="model.path")
+    _refuse_other_logits(config, directory)
+    refuse_long_windows(config, directory, max_length, key="model.max_length")
+    causal_lm = load_pretrained(
+        AutoModelForCausalLM, directory, config, key="model.path", kind="causal language model"
+    )
     # eval: dropout would make policy and behavior log-probabilities differ at lag 0
     policy = PolicyModel(causal_lm).eval().to(mesh.device)
     return _sharded(policy, mesh)
@@ -144,23 +126,8 @@ def _decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
     return [module for module in causal_lm.modules() if type(module).__name__ in names]
 
 
-def _read_config(directory: Path) -> PretrainedConfig:
-    if not (directory / "config.json").is_file():
-        raise ModelDirectoryError(
-            f"{directory}: no config.json (model.path must name a Hugging Face model directory)"
-        )
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelDirectoryError(
-            f"{directory}/config.json: {_first_line(error)} (use a model type that the installed "
-            "transformers knows)"
-        ) from None
-    return config
-
-
-def _refuse_unsupported(config: PretrainedConfig, directory: Path, max_length: int) -> None:
-    """Models whose logits or attention are not what the packed forward computes."""
+def _refuse_other_logits(config: PretrainedConfig, directory: Path) -> None:
+    """Models whose logits are not what the log-probability head computes."""
     text = config.get_text_config()
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(text, key, None) not in (None, 1, 1.0):
@@ -168,14 +135,3 @@ def _refuse_unsupported(config: PretrainedConfig, directory: Path, max_length: i
                 f"{directory}: models with {key} are not supported (use a model whose logits are "
                 "a plain linear map, such as Qwen2, Qwen3 or Llama)"
             )
-    sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    window = getattr(text, "sliding_window", None) or 0
-    if sliding and max_length > window:
-        raise ModelDirectoryError(
-            f"{directory}: model.max_length = {max_length} is beyond the attention window of "
-            f"{window} tokens, which packing does not model (set model.max_length <= {window})"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from actors.verification.judgement import JobReply, Verifier, VerifyJob, run_checks
 from common.codec import pack, unpack
+from common.errors import InfraError
 from common.types import VerdictStatus
 
 LENGTH = struct.Struct("<I")
@@ -36,22 +37,28 @@ class ChildLimits:
     wall_limit_s: float
     memory_limit_bytes: int
     registry: str = "actors.verification.registry"
+    arguments: tuple[str, ...] = ()
+    """For the registry's own ``prepare``, which runs within the limits before the first job."""
 
     def argv(self) -> list[str]:
         """Command line of a child; isolated mode keeps environment and working folder out."""
         module = "actors.verification.child"
         limits = (str(os.getpid()), str(self.wall_limit_s), str(self.memory_limit_bytes))
-        return [sys.executable, "-I", "-m", module, *limits, self.registry]
+        return [sys.executable, "-I", "-m", module, *limits, self.registry, *self.arguments]
 
 
 def main(argv: list[str]) -> None:
     """Serve jobs until the input ends."""
-    parent_pid, limits = int(argv[0]), ChildLimits(float(argv[1]), int(argv[2]), argv[3])
+    parent_pid = int(argv[0])
+    limits = ChildLimits(float(argv[1]), int(argv[2]), argv[3], tuple(argv[4:]))
     _die_with_parent(parent_pid)
     _close_inherited()
     jobs, replies = _take_pipes()
-    verifiers: dict[str, Verifier] = importlib.import_module(limits.registry).VERIFIERS
+    registry = importlib.import_module(limits.registry)
+    verifiers: dict[str, Verifier] = registry.VERIFIERS
     _limit_resources(limits)
+    if limits.arguments:
+        registry.prepare(limits.arguments)
     _write_frame(replies, b"")
     _silence(2)
     while (frame := _read_frame(jobs)) is not None:
@@ -67,7 +74,8 @@ def _answer(frame: bytes, verifiers: dict[str, Verifier]) -> JobReply:
     except MemoryError:
         return JobReply(failure=VerdictStatus.LIMIT_EXCEEDED, reason="memory limit exceeded")
     except Exception as error:  # the one place that may say so: it becomes a typed infra-error
-        reason = f"the verifier failed: {type(error).__name__}: {error}"[:1000]
+        told = str(error) if isinstance(error, InfraError) else f"{type(error).__name__}: {error}"
+        reason = f"the verifier failed: {told}"[:1000]
         reason = reason.encode("utf-8", "replace").decode()
         return JobReply(failure=VerdictStatus.INFRA_ERROR, reason=reason)
 

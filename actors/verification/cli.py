@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from actors.verification.registry import VERIFIERS
 from common.config import RewardWeight, VerifierConfig
-from common.errors import EXIT_FATAL
+from common.errors import EXIT_FATAL, ConfigError, FatalError
+
+if TYPE_CHECKING:
+    from actors.verification.verify_lines import LineRun
+
+_OWN_NAMES = frozenset({"format", "language"})
+"""Kinds that are terms of the reward themselves; of the others the term is ``accuracy``."""
 
 
 @click.command("verifier")
@@ -16,13 +27,14 @@ from common.errors import EXIT_FATAL
 @click.option("--name", default="verifier-0", show_default=True, help="Name of this process.")
 def verifier(config_path: str, name: str) -> None:
     """Judge rollouts for the run that CONFIG describes, until stopped."""
+    from actors.verification.backends import known_kinds
     from actors.verification.reward import check_rewards
     from common.config_loader import load_config
 
     config = load_config(config_path)
-    check_rewards(config.verifier.rewards)
+    check_rewards(config.verifier.rewards, known_kinds())
 
-    from actors.verification.worker import serve
+    from actors.verification.role import serve
     from common.lifecycle import run_async_role
 
     port = config.verifier.metrics_port
@@ -30,8 +42,11 @@ def verifier(config_path: str, name: str) -> None:
 
 
 def _read_kind(_: click.Context, __: click.Parameter, value: str) -> str:
-    if value not in VERIFIERS:
-        raise click.BadParameter(f"no verifier for {value!r} (known kinds: {', '.join(VERIFIERS)})")
+    from actors.verification.backends import known_kinds
+
+    if value not in known_kinds():
+        known = ", ".join(sorted(known_kinds()))
+        raise click.BadParameter(f"no verifier for {value!r} (known kinds: {known})")
     return value
 
 
@@ -39,9 +54,6 @@ def _read_rewards(
     _: click.Context, __: click.Parameter, value: str | None
 ) -> tuple[RewardWeight, ...]:
     """``accuracy=1,format=0.5``; a name alone has weight 1."""
-    from actors.verification.reward import check_rewards
-    from common.errors import ConfigError
-
     rewards = []
     for term in value.split(",") if value else ():
         name, given, weight = term.partition("=")
@@ -49,59 +61,168 @@ def _read_rewards(
             rewards.append(RewardWeight(name=name.strip(), weight=float(weight) if given else 1.0))
         except ValueError:
             raise click.BadParameter(f"a weight must be a number, got {weight!r}") from None
-    try:
-        check_rewards(rewards)
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from None
     return tuple(rewards)
 
 
 @click.command("verify")
-@click.option("--kind", required=True, callback=_read_kind, help=f"One of {', '.join(VERIFIERS)}.")
+@click.option(
+    "--kind",
+    required=True,
+    callback=_read_kind,
+    help="Kind of the task, such as math, code, choice, format or language; a wrong one lists all.",
+)
 @click.option(
     "--rewards",
     callback=_read_rewards,
     metavar="TERMS",
-    help="Terms of the reward, such as accuracy=1,format=1. By default the kind's own.",
+    help="Terms of the reward, such as accuracy=1,format=1, those of CONFIG too. By default the "
+    "kind's own.",
 )
+@click.option("--input", "input_path", metavar="FILE", help="Read here, not from standard input.")
+@click.option("--output", "output_path", metavar="FILE", help="Write here, not to standard output.")
 @click.option(
-    "--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes."
+    "--all-or-nothing/--share",
+    default=True,
+    show_default=True,
+    help="Code: 1 only when every test passes, or the share of tests passed.",
 )
+@click.option("--config", "config_path", metavar="CONFIG", help="Take [verifier] from a run file.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: 1]")
 @click.option(
     "--wall-limit",
     type=click.FloatRange(0.01, 3600.0),
-    default=VerifierConfig.wall_limit_s,
-    show_default=True,
-    help="Seconds for one line.",
+    help=f"Seconds for one line.  [default: {VerifierConfig.wall_limit_s:g}]",
 )
 @click.option(
     "--memory-limit",
     type=click.IntRange(64 << 20),
-    default=VerifierConfig.memory_limit_bytes,
-    show_default=True,
-    help="Bytes of address space of one process.",
+    help=f"Bytes of memory of one process.  [default: {VerifierConfig.memory_limit_bytes}]",
 )
+@click.option(
+    "--unsafe-no-sandbox",
+    is_flag=True,
+    help="Code: run programs without isolation where no sandbox holds.",
+)
+@click.option("--quiet", is_flag=True, help="Neither progress nor summary on standard error.")
 def verify(
     kind: str,
     rewards: tuple[RewardWeight, ...],
-    workers: int,
-    wall_limit: float,
-    memory_limit: int,
+    input_path: str | None,
+    output_path: str | None,
+    all_or_nothing: bool,
+    config_path: str | None,
+    workers: int | None,
+    wall_limit: float | None,
+    memory_limit: int | None,
+    unsafe_no_sandbox: bool,
+    quiet: bool,
 ) -> None:
     """Judge JSON Lines from standard input; one JSON line each on standard output, in order.
 
-    A line has "id", "completion" and the fields of its kind: arithmetic: "gold"; countdown:
-    "numbers" and "target"; format: "template" (r1-zero or special-token).
+    A line has "id", "completion" and the fields of its kind: math, arithmetic: "gold"; code:
+    "language" and "tests"; choice: "gold"; countdown: "numbers" and "target"; format: "template"
+    (r1-zero or special-token); language: "target"; task: "task" and "entry".
     """
+    from actors.verification.verify_lines import LineRun
+
+    config = _settings(config_path, workers, wall_limit, memory_limit)
+    if unsafe_no_sandbox:
+        config = dataclasses.replace(config, unsafe_no_sandbox=True)
+    terms = _terms(kind, rewards, config.rewards if config_path else ())
+    if not all_or_nothing:
+        terms = tuple(_by_share(term) if term.kind == "code" else term for term in terms)
+    run = LineRun(kind, terms, config)
+    with _opened(input_path, output_path) as (source_fd, target_fd):
+        _run(run, source_fd, target_fd, quiet)
+
+
+def _settings(
+    config_path: str | None, workers: int | None, wall_limit: float | None, memory_limit: int | None
+) -> VerifierConfig:
+    """``[verifier]`` of the run file, or its defaults, with the options of the command on top."""
+    config = VerifierConfig()
+    if config_path is not None:
+        from common.config_loader import load_config
+
+        config = load_config(config_path).verifier
+    return dataclasses.replace(
+        config,
+        num_workers=workers or config.num_workers,
+        wall_limit_s=wall_limit or config.wall_limit_s,
+        memory_limit_bytes=memory_limit or config.memory_limit_bytes,
+    )
+
+
+def _terms(
+    kind: str, rewards: tuple[RewardWeight, ...], known: tuple[RewardWeight, ...]
+) -> tuple[RewardWeight, ...]:
+    """The terms that were asked for, or the kind's own, whose fields are those of the line.
+
+    A name of ``known``, the terms of the run file, is that term with the weight asked for.
+    """
+    from actors.verification.backends import known_kinds
+    from actors.verification.reward import check_rewards
+
+    own = RewardWeight(name=kind if kind in _OWN_NAMES else "accuracy", kind=kind)
+    by_name = {**{term.name: term for term in known}, own.name: own}
+    terms = tuple(
+        dataclasses.replace(by_name.get(term.name, term), weight=term.weight)
+        for term in rewards or (own,)
+    )
+    try:
+        check_rewards(terms, known_kinds())
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    return terms
+
+
+def _by_share(term: RewardWeight) -> RewardWeight:
+    return dataclasses.replace(term, options={**term.options, "all_or_nothing": False})
+
+
+@contextlib.contextmanager
+def _opened(input_path: str | None, output_path: str | None) -> Iterator[tuple[int, int]]:
+    """Descriptors to read from and to write to; raises :class:`FatalError` for bad files."""
+    with contextlib.ExitStack() as files:
+        source_fd, target_fd = 0, 1
+        if input_path is not None:
+            source_fd = _open_file(input_path, os.O_RDONLY)
+            files.callback(os.close, source_fd)
+        if output_path is not None:
+            if input_path is not None and Path(output_path).resolve() == Path(input_path).resolve():
+                raise FatalError(f"{output_path}: is the input as well (name another output)")
+            target_fd = _open_file(output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            files.callback(os.close, target_fd)
+        yield source_fd, target_fd
+
+
+def _open_file(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        raise FatalError(f"{path}: cannot be opened: {error.strerror} (check the path)") from None
+
+
+def _run(run: LineRun, source_fd: int, target_fd: int, quiet: bool) -> None:
     import uvloop
 
-    from actors.verification.child import ChildLimits
     from actors.verification.verify_lines import verify_lines
 
-    own_term = RewardWeight(name="format" if kind == "format" else "accuracy")
-    limits = ChildLimits(wall_limit, memory_limit)
-    work = verify_lines(kind, rewards or (own_term,), limits, workers, source_fd=0, target_fd=1)
-    try:
-        uvloop.run(work)
-    except* BrokenPipeError:  # the reader has seen enough
-        sys.exit(EXIT_FATAL)
+    with contextlib.ExitStack() as shown:
+        if not quiet and sys.stderr.isatty():
+            from actors.verification.verify_summary import ProgressBar
+
+            bar = shown.enter_context(ProgressBar(os.fstat(source_fd).st_size or None))
+            run.on_progress = lambda state: bar.show(state.bytes_read, state.tally)
+        try:
+            uvloop.run(verify_lines(run, source_fd=source_fd, target_fd=target_fd))
+        except* BrokenPipeError:  # the reader has seen enough
+            sys.exit(EXIT_FATAL)
+        except* OSError as group:
+            raise FatalError(
+                f"cannot read or write: {group.exceptions[0]} (check the disk)"
+            ) from None
+    if not quiet:
+        for note in run.notes:
+            print(f"headrace verify: {note}", file=sys.stderr)
+        print(run.tally.summary(run.num_restarts), file=sys.stderr, flush=True)

@@ -1,8 +1,22 @@
 """Kind ``countdown``: an expression over given numbers, each used exactly once, equal to a target.
 
-The final answer may use ``+ - * /``, parentheses and the given numbers; there is no unary minus, so
-every number appears as it was given. Values are exact fractions. The parser is its own and bounded
-in length and depth: an answer is text from a policy, never code.
+============================ ======================================================================
+rule                         decision
+============================ ======================================================================
+how often a number           exactly as often as it is given: none left over, none twice
+operators                    ``+ - * /`` and parentheses; also the typeset times, divided, minus
+refused                      ``**`` ``//`` ``%`` ``!``, names, an equals sign, joined digits
+numbers                      written as given: no sign, no decimal point, no leading zero
+values on the way            exact fractions: ``8/(3-8/3)`` is 24
+division by zero             0, wherever it stands
+target                       an integer, met exactly
+size                         at most 1000 characters, parentheses at most 50 deep
+============================ ======================================================================
+
+TinyZero's prompt says that each number may be used once and its checker asks for all; by its
+characters it also admits ``2**3``, ``-2`` and ``3.8`` for 3 and 8, and it compares floats.
+reasoning-gym's says "at most once" in one of its phrasings and gives 1 only if all are used. The
+parser here is its own and bounded: an answer is text from a policy, never code.
 """
 
 from __future__ import annotations
@@ -19,7 +33,7 @@ from common.task_reference import CountdownReference, read_reference
 MAX_EXPRESSION_CHARS = 1000
 MAX_DEPTH = 50
 
-_TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
+_TOKEN = re.compile(r"\s*(?:(0|[1-9]\d*)(?!\d)|([-+*/()]))", re.ASCII)
 _PLAIN_SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/", "\u2212": "-"})
 
 

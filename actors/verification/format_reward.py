@@ -1,24 +1,10 @@
 """Kind ``format``: does the completion have the required form? The answer itself is not read.
 
-Peers disagree on eight cases; this is our table for the template ``r1-zero``
-(DeepSeek-R1, arXiv 2501.12948, Table 1 and section 2.2.2):
-
-====================================== ===== =======================================================
-completion                             value why
-====================================== ===== =======================================================
-the paper's own one-line template        1   it is the definition
-tags and text on lines of their own      1   blanks between and around the blocks are layout
-text after ``</answer>``                 0   what is outside the blocks is not enclosed
-two ``<answer>`` blocks                  0   which one is the answer?
-empty ``<think></think>``                1   how much to think is the policy's choice, not form
-nested ``<think>``                       0   the end of the reasoning is ambiguous
-text before ``<think>``                  0   as text after ``</answer>``
-no ``<answer>`` block                    0   the user gets no answer
-====================================== ===== =======================================================
-
-An empty ``<answer>`` is 0 as well. The template ``special-token`` is R1's cold-start form,
-``|special_token|<reasoning>|special_token|<summary>`` (section 2.3.1); the field ``token`` replaces
-the literal, which the paper leaves open.
+``r1-zero`` is the form of R1-Zero's template (DeepSeek-R1, arXiv 2501.12948, Table 1 and section
+2.2.2): one ``<think>`` block and one ``<answer>`` block, nothing else but blanks. ``special-token``
+is R1's cold-start form, ``|special_token|<reasoning>|special_token|<summary>`` (section 2.3.1); the
+field ``token`` replaces the literal, which the paper leaves open. Peers disagree on many cases; the
+table of ours is in docs/rewards.md.
 """
 
 from __future__ import annotations
@@ -40,13 +26,15 @@ class FormatReference(msgspec.Struct, frozen=True):
 
     template: Literal["r1-zero", "special-token"]
     token: str = SPECIAL_MARK
+    opened: bool = False
+    """The prompt ends in ``<think>``, so the completion begins inside the reasoning."""
 
 
 def judge_format(completion: str, reference_json: str) -> Judgement:
     """1 when ``completion`` has the form of the template, else 0 with the rule it breaks."""
     reference = read_reference(reference_json, FormatReference)
     if reference.template == "r1-zero":
-        problem = r1_zero_problem(completion)
+        problem = r1_zero_problem("<think>" + completion if reference.opened else completion)
     elif not reference.token:
         raise DataError("malformed task: token must not be empty")
     else:

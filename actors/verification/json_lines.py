@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from actors.verification.judgement import VerifyJob
-from actors.verification.reward import DEFAULT_FORMAT_JSON, plan_job
+from actors.verification.reward import needs_tokens, plan_checks
 from common.codec import MAX_STRING_BYTES
 from common.config import RewardWeight
 from common.errors import DataError
-from common.types import Verdict, VerdictStatus
+from common.types import Prompt, Verdict, VerdictStatus
 
 MAX_LINE_BYTES = 4 << 20
 
@@ -61,10 +61,11 @@ class LineSplitter:
 
 @dataclass(frozen=True, slots=True)
 class LineJob:
-    """A line that can be judged."""
+    """A line that can be judged; ``token_ids`` are for terms that are computed from them."""
 
     line_id: LineId
     job: VerifyJob
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class BadLine:
     reason: str
 
 
-def parse_line(line: bytes | None, kind: str, rewards: Sequence[RewardWeight]) -> LineJob | BadLine:
-    """Read one line: ``id``, ``completion`` and the fields of ``kind``."""
+def parse_line(line: bytes | None, kind: str, terms: Sequence[RewardWeight]) -> LineJob | BadLine:
+    """Read one line: ``id``, ``completion``, the fields of ``kind``; ``token_ids`` for shaping."""
     if line is None:
         return BadLine(None, f"a line has at most {MAX_LINE_BYTES} bytes")
     line_id: LineId = None
@@ -86,15 +87,32 @@ def parse_line(line: bytes | None, kind: str, rewards: Sequence[RewardWeight]) -
         completion = fields.pop("completion", None)
         if not isinstance(completion, str):
             raise DataError("completion must be a string")
-        reference_json = msgspec.json.encode(fields).decode()
-        if len(reference_json.encode()) > MAX_STRING_BYTES:
-            raise DataError(f"the task's fields have at most {MAX_STRING_BYTES} bytes")
+        token_ids = _take_token_ids(fields) if needs_tokens(terms) else ()
+        prompt = _prompt(fields, kind)
     except DataError as error:
         return BadLine(line_id, str(error))
-    format_json = reference_json if kind == "format" else DEFAULT_FORMAT_JSON
+    checks = plan_checks(terms, prompt)
     return LineJob(
-        line_id, plan_job(completion, kind, reference_json, rewards, format_json=format_json)
+        line_id, VerifyJob(completion=completion, checks=checks, prompt=prompt.text), token_ids
     )
+
+
+def _prompt(fields: dict[str, Any], kind: str) -> Prompt:
+    """The task on a line; its text, for models, is the field ``prompt``."""
+    text = fields.get("prompt", "")
+    if not isinstance(text, str):
+        raise DataError("prompt must be a string")
+    reference_json = msgspec.json.encode(fields).decode()
+    if len(reference_json.encode()) > MAX_STRING_BYTES:
+        raise DataError(f"the task's fields have at most {MAX_STRING_BYTES} bytes")
+    return Prompt(prompt_id="line", text=text, task=kind, reference_json=reference_json)
+
+
+def _take_token_ids(fields: dict[str, Any]) -> tuple[int, ...]:
+    try:
+        return msgspec.convert(fields.pop("token_ids", None), tuple[int, ...])
+    except msgspec.ValidationError:
+        raise DataError("token_ids must be a list of numbers: the reward needs it") from None
 
 
 def render_verdict(line_id: LineId, verdict: Verdict) -> bytes:
@@ -109,10 +127,9 @@ def render_verdict(line_id: LineId, verdict: Verdict) -> bytes:
     return msgspec.json.encode(answer) + b"\n"
 
 
-def render_bad_line(bad: BadLine) -> bytes:
-    """The answer to a line that cannot be judged."""
-    verdict = Verdict(status=VerdictStatus.BAD_INPUT, reward=None, reason=bad.reason)
-    return render_verdict(bad.line_id, verdict)
+def bad_line_verdict(bad: BadLine) -> Verdict:
+    """The verdict on a line that cannot be judged."""
+    return Verdict(status=VerdictStatus.BAD_INPUT, reward=None, reason=bad.reason[:4096])
 
 
 def _read_object(line: bytes) -> dict[str, Any]:

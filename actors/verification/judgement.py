@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Mapping
 
 from common.codec import unpack
@@ -44,23 +46,36 @@ class Check(Record, frozen=True):
 
 
 class VerifyJob(Record, frozen=True):
-    """One completion and all that is to be checked about it; what a child process is sent."""
+    """One completion and all that is to be checked about it.
+
+    ``prompt`` (the task's text, without a template) and the token ids (raw little-endian int32, as
+    sampled) are for backends that run a model; others are sent a job without them.
+    """
 
     completion: Text
     checks: tuple[Check, ...]
+    prompt: Text = ""
+    prompt_token_ids: bytes = b""
+    completion_token_ids: bytes = b""
+
+    def about_completion(self, checks: tuple[Check, ...]) -> VerifyJob:
+        """These checks of the completion alone: all that a rule needs to see."""
+        return VerifyJob(completion=self.completion, checks=checks)
 
 
 class JobReply(Record, frozen=True):
     """One judgement for each check, in order, or the reason why there is none.
 
     ``failure`` is ``limit-exceeded`` or ``infra-error``. ``seconds`` is the wall time that the job
-    held a child, as the parent measured it.
+    held a worker, as whoever holds the clock measured it; ``check_seconds`` the part of each check,
+    empty where it is not known.
     """
 
     judgements: tuple[Judgement, ...] = ()
     failure: VerdictStatus | None = None
     reason: Reason = ""
     seconds: FiniteFloat = 0.0
+    check_seconds: tuple[FiniteFloat, ...] = ()
 
 
 def parse_reply(frame: bytes, num_checks: int) -> JobReply:
@@ -71,9 +86,18 @@ def parse_reply(frame: bytes, num_checks: int) -> JobReply:
     return reply
 
 
-def run_checks(job: VerifyJob, verifiers: Mapping[str, Verifier]) -> JobReply:
+def run_checks(
+    job: VerifyJob,
+    verifiers: Mapping[str, Verifier],
+    clock: Callable[[], float] = time.perf_counter,
+) -> JobReply:
     """Run every check of ``job``; a bad task is a judgement, any other error is the caller's."""
-    return JobReply(judgements=tuple(_run_check(job, check, verifiers) for check in job.checks))
+    judgements, times = [], [clock()]
+    for check in job.checks:
+        judgements.append(_run_check(job, check, verifiers))
+        times.append(clock())
+    took = (end - start for start, end in itertools.pairwise(times))
+    return JobReply(judgements=tuple(judgements), check_seconds=tuple(took))
 
 
 def _run_check(job: VerifyJob, check: Check, verifiers: Mapping[str, Verifier]) -> Judgement:

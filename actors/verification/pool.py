@@ -3,36 +3,54 @@
 A thread or a signal cannot bound a verification: ``9**9**9`` holds the interpreter and no handler
 ever runs. So every verification happens in a child process that the parent kills when the wall
 clock says so, and replaces. A child that dies in mid-job costs one retry on a fresh one; when that
-dies too the outcome is ``infra-error``, never a reward.
+dies too the outcome is ``infra-error``, never a reward, and the job is not tried here again for a
+while: it comes back from the broker until the dead letter ends it, and must not cost a child each
+time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import hashlib
 import signal
-from dataclasses import dataclass
 from types import TracebackType
 
 import msgspec
 
-from actors.verification.child import LENGTH, MAX_FRAME_BYTES, ChildLimits
+from actors.verification.child import ChildLimits
 from actors.verification.judgement import JobReply, VerifyJob, parse_reply
+from actors.verification.killable_child import ChildDiedError, KillableChild
 from common.codec import MAX_STRING_BYTES, pack
-from common.errors import DecodeError, FatalError, InfraError
+from common.config import VerifierConfig
+from common.errors import DecodeError, FatalError
 from common.types import VerdictStatus
 
-START_LIMIT_S = 60.0
-"""A child imports its verifiers within this time, on a machine that is busy loading models."""
-
-_CHILD_ENV = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8"}
 _ATTEMPTS = 2
-_KILL_LIMIT_S = 5.0
+QUARANTINE_S = 3600.0
+"""A job that killed its children is not tried again here for so long."""
 
 
-class ChildDiedError(InfraError):
-    """A child ended, or spoke nonsense, before it answered."""
+class QuarantinedJobs:
+    """Jobs that killed their children, by hash: the latest ``capacity``, for ``seconds``."""
+
+    def __init__(self, seconds: float = QUARANTINE_S, capacity: int = 4096) -> None:
+        self._seconds = seconds
+        self._capacity = capacity
+        self._until: dict[bytes, float] = {}
+
+    def add(self, frame: bytes, now: float) -> None:
+        """Remember the job that ``frame`` encodes."""
+        self._until.pop(_digest(frame), None)
+        self._until[_digest(frame)] = now + self._seconds
+        while len(self._until) > self._capacity:
+            del self._until[next(iter(self._until))]
+
+    def holds(self, frame: bytes, now: float) -> bool:
+        """Whether the job is remembered; in order of time, so the oldest are forgotten first."""
+        while self._until and self._until[oldest := next(iter(self._until))] <= now:
+            del self._until[oldest]
+        return bool(self._until) and _digest(frame) in self._until
 
 
 class VerifierPool:
@@ -44,8 +62,11 @@ class VerifierPool:
 
     def __init__(self, limits: ChildLimits, num_workers: int) -> None:
         self._limits = limits
-        self._children = [_Child(limits) for _ in range(num_workers)]
-        self._idle: asyncio.LifoQueue[_Child] = asyncio.LifoQueue()
+        self._children = [KillableChild(limits) for _ in range(num_workers)]
+        self._idle: asyncio.LifoQueue[KillableChild] = asyncio.LifoQueue()
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._quarantined = QuarantinedJobs()
+        self.num_quarantined = 0
 
     @property
     def num_workers(self) -> int:
@@ -54,8 +75,8 @@ class VerifierPool:
 
     @property
     def num_restarts(self) -> int:
-        """Children that were replaced."""
-        return sum(child.num_starts - 1 for child in self._children)
+        """Children that were given up and replaced."""
+        return sum(child.num_ended for child in self._children)
 
     @property
     def pids(self) -> list[int]:
@@ -93,139 +114,85 @@ class VerifierPool:
         if oversize is not None:
             return oversize
         frame = pack(job)
-        child = await self._idle.get()
         clock = asyncio.get_running_loop().time
+        if self._quarantined.holds(frame, clock()):
+            return _infra_error("this answer killed its verifier process before: not tried again")
+        child = await self._idle.get()
         started_s = clock()
         try:
             reply = await self._judge_on(child, frame, len(job.checks))
             return msgspec.structs.replace(reply, seconds=clock() - started_s)
         finally:
-            self._idle.put_nowait(child)
+            self._take_back(child)
 
-    async def _judge_on(self, child: _Child, frame: bytes, num_checks: int) -> JobReply:
-        reason = ""
+    async def _judge_on(self, child: KillableChild, frame: bytes, num_checks: int) -> JobReply:
+        reason, num_deaths = "", 0
         for _ in range(_ATTEMPTS):
             try:
                 await child.ensure_started()
                 async with asyncio.timeout(self._limits.wall_limit_s):
                     reply = parse_reply(await child.exchange(frame), num_checks)
             except TimeoutError:
-                await child.replace()
+                child.end()
                 return _limit_exceeded(f"wall limit of {self._limits.wall_limit_s:g} s exceeded")
             except (ChildDiedError, DecodeError, OSError) as error:
-                ended_by = await child.replace()
-                if ended_by == -signal.SIGXCPU:
+                child.end()
+                if await child.reap() == -signal.SIGXCPU:
                     return _limit_exceeded("processor time limit exceeded")
+                num_deaths += isinstance(error, DecodeError) or getattr(error, "in_job", False)
                 reason = str(error)
             except asyncio.CancelledError:
-                await child.replace()
+                child.end()
                 raise
             else:
                 if reply.failure is VerdictStatus.LIMIT_EXCEEDED:
-                    await child.replace()  # its heap is no longer what the next job was promised
+                    child.end()  # its heap is no longer what the next job was promised
                 return reply
-        return JobReply(failure=VerdictStatus.INFRA_ERROR, reason=reason)
+        if num_deaths < _ATTEMPTS:
+            return _infra_error(reason)
+        self._quarantined.add(frame, asyncio.get_running_loop().time())
+        self.num_quarantined += 1
+        return _infra_error(f"{reason}, {num_deaths} times: not tried again here")
+
+    def _take_back(self, child: KillableChild) -> None:
+        """A child that was ended is replaced first; its job's answer need not wait for that."""
+        if not child.has_ended:
+            self._idle.put_nowait(child)
+            return
+        task = asyncio.create_task(self._replace(child), name="replace-child")
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+    async def _replace(self, child: KillableChild) -> None:
+        await child.reap()
+        with contextlib.suppress(OSError):  # the next job tries again and reports it
+            await child.spawn()
+        self._idle.put_nowait(child)
 
     async def _close(self) -> None:
-        await asyncio.gather(*(child.kill() for child in self._children))
+        # waited for, not cancelled: a start that is given up half-way leaves a process behind
+        await asyncio.gather(*self._replacing, return_exceptions=True)
+        for child in self._children:
+            child.end()
+        await asyncio.gather(*(child.reap() for child in self._children))
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """A live process and its two pipes."""
-
-    process: asyncio.subprocess.Process
-    jobs: asyncio.StreamWriter
-    replies: asyncio.StreamReader
-
-
-class _Child:
-    """One slot of the pool: the process that fills it now, and how to get another."""
-
-    def __init__(self, limits: ChildLimits) -> None:
-        self._limits = limits
-        self._running: _Running | None = None
-        self._said_hello = False
-        self.num_starts = 0
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, None while there is no process."""
-        return None if self._running is None else self._running.process.pid
-
-    async def ensure_started(self) -> None:
-        """Wait until the process has imported its verifiers; start one where there is none."""
-        if self._running is None:
-            self._running = await self._spawn()
-        if self._said_hello:
-            return
-        try:
-            async with asyncio.timeout(START_LIMIT_S):
-                await _read_frame(self._running.replies)
-        except TimeoutError:
-            raise ChildDiedError(f"not ready within {START_LIMIT_S:g} s") from None
-        self._said_hello = True
-
-    async def exchange(self, frame: bytes) -> bytes:
-        """Send one job and return the reply's bytes; raises :class:`ChildDiedError`."""
-        if self._running is None:
-            raise ChildDiedError("there is no verifier process")
-        if self._running.jobs.is_closing():  # uvloop raises an untyped error on such a write
-            raise ChildDiedError("the verifier process died while idle")
-        self._running.jobs.write(LENGTH.pack(len(frame)) + frame)
-        await self._running.jobs.drain()
-        return await _read_frame(self._running.replies)
-
-    async def replace(self) -> int | None:
-        """Kill the process and start the next, which imports while others work.
-
-        Returns the exit status of the old one (negative: the signal that ended it).
-        """
-        status = await self.kill()
-        with contextlib.suppress(OSError):  # the next job tries again and reports it
-            self._running = await self._spawn()
-        return status
-
-    async def kill(self) -> int | None:
-        """End the process and everything in its group; returns its exit status if known."""
-        running, self._running, self._said_hello = self._running, None, False
-        if running is None:
-            return None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.process.pid, signal.SIGKILL)
-        try:
-            async with asyncio.timeout(_KILL_LIMIT_S):
-                return await running.process.wait()
-        except TimeoutError:  # stuck in the kernel: it dies when it wakes, the pool goes on
-            return None
-
-    async def _spawn(self) -> _Running:
-        process = await asyncio.create_subprocess_exec(
-            *self._limits.argv(),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=_CHILD_ENV,
-            cwd="/",
-            start_new_session=True,
-        )
-        self.num_starts += 1
-        if process.stdin is None or process.stdout is None:
-            raise ChildDiedError("the verifier process has no pipes")
-        return _Running(process, process.stdin, process.stdout)
-
-
-async def _read_frame(stream: asyncio.StreamReader) -> bytes:
-    try:
-        (size,) = LENGTH.unpack(await stream.readexactly(LENGTH.size))
-        if size > MAX_FRAME_BYTES:
-            raise ChildDiedError(f"the verifier process announced a reply of {size} bytes")
-        return await stream.readexactly(size)
-    except asyncio.IncompleteReadError:
-        raise ChildDiedError("the verifier process died in mid-job") from None
+def rule_pool(config: VerifierConfig) -> VerifierPool:
+    """The pool that ``[verifier]`` describes."""
+    limits = ChildLimits(config.wall_limit_s, config.memory_limit_bytes)
+    return VerifierPool(limits, config.num_workers)
 
 
 def _limit_exceeded(reason: str) -> JobReply:
     return JobReply(failure=VerdictStatus.LIMIT_EXCEEDED, reason=reason)
+
+
+def _infra_error(reason: str) -> JobReply:
+    return JobReply(failure=VerdictStatus.INFRA_ERROR, reason=reason)
+
+
+def _digest(frame: bytes) -> bytes:
+    return hashlib.blake2b(frame, digest_size=16).digest()
 
 
 def _oversize(job: VerifyJob) -> JobReply | None:

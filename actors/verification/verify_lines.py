@@ -11,62 +11,77 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 
-from actors.verification.child import ChildLimits
+from actors.verification.dispatch import Dispatcher
 from actors.verification.json_lines import (
     BadLine,
+    LineId,
     LineJob,
     LineSplitter,
+    bad_line_verdict,
     parse_line,
-    render_bad_line,
     render_verdict,
 )
-from actors.verification.pool import VerifierPool
 from actors.verification.reward import compose_verdict
-from common.config import RewardWeight
+from actors.verification.verify_summary import Tally
+from common.config import RewardWeight, VerifierConfig
+from common.types import Verdict
 
 _CHUNK_BYTES = 65536
 _LINES_AHEAD_PER_CHILD = 32
 """Lines read ahead of the oldest unanswered one; bounds memory to so many times a line's cap."""
 
-_Answers = asyncio.Queue[asyncio.Task[bytes] | None]
+_Answer = tuple[LineId, Verdict]
+_Answers = asyncio.Queue[asyncio.Task[_Answer] | None]
 
 
-async def verify_lines(
-    kind: str,
-    rewards: Sequence[RewardWeight],
-    limits: ChildLimits,
-    num_workers: int,
-    *,
-    source_fd: int,
-    target_fd: int,
-) -> None:
+@dataclass(slots=True)
+class LineRun:
+    """One run over all lines of a stream, and what can be told of it so far."""
+
+    kind: str
+    """Kind of the task on every line."""
+    terms: Sequence[RewardWeight]
+    config: VerifierConfig
+    on_progress: Callable[[LineRun], None] = lambda run: None
+    """Called after every write."""
+    tally: Tally = field(default_factory=Tally)
+    bytes_read: int = 0
+    num_restarts: int = 0
+    notes: tuple[str, ...] = ()
+    """What the backends say of how they work here."""
+
+
+async def verify_lines(run: LineRun, *, source_fd: int, target_fd: int) -> None:
     """Answer every line of ``source_fd`` on ``target_fd``, in the order read, until it ends.
 
     Raises ``BrokenPipeError`` when nobody reads the answers any more.
     """
-    answers: _Answers = asyncio.Queue(num_workers * _LINES_AHEAD_PER_CHILD)
-    async with VerifierPool(limits, num_workers) as pool, asyncio.TaskGroup() as group:
-        group.create_task(_write_answers(answers, target_fd), name="write-answers")
-        splitter = LineSplitter()
-        async for chunk in _chunks(source_fd):
-            for line in splitter.feed(chunk) if chunk else splitter.finish():
-                parsed = parse_line(line, kind, rewards)
-                await answers.put(group.create_task(_answer(parsed, rewards, pool)))
-        await answers.put(None)
+    answers: _Answers = asyncio.Queue(run.config.num_workers * _LINES_AHEAD_PER_CHILD)
+    async with Dispatcher(run.config) as dispatcher:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_write_answers(run, answers, target_fd), name="write-answers")
+            splitter = LineSplitter()
+            async for chunk in _chunks(source_fd):
+                run.bytes_read += len(chunk)
+                for line in splitter.feed(chunk) if chunk else splitter.finish():
+                    parsed = parse_line(line, run.kind, run.terms)
+                    await answers.put(group.create_task(_answer(parsed, run, dispatcher)))
+            await answers.put(None)
+        run.notes = dispatcher.notes
 
 
-async def _answer(
-    parsed: LineJob | BadLine, rewards: Sequence[RewardWeight], pool: VerifierPool
-) -> bytes:
+async def _answer(parsed: LineJob | BadLine, run: LineRun, dispatcher: Dispatcher) -> _Answer:
     if isinstance(parsed, BadLine):
-        return render_bad_line(parsed)
-    reply = await pool.judge(parsed.job)
-    return render_verdict(parsed.line_id, compose_verdict(rewards, reply))
+        return parsed.line_id, bad_line_verdict(parsed)
+    reply = await dispatcher.judge(parsed.job)
+    run.num_restarts = dispatcher.num_restarts
+    return parsed.line_id, compose_verdict(run.terms, reply, parsed.token_ids)
 
 
-async def _write_answers(answers: _Answers, target_fd: int) -> None:
+async def _write_answers(run: LineRun, answers: _Answers, target_fd: int) -> None:
     """Write each answer as soon as those before it are written; finished ones share a write."""
     ended = False
     while not ended:
@@ -81,8 +96,11 @@ async def _write_answers(answers: _Answers, target_fd: int) -> None:
             if ready and not task.done():
                 await asyncio.to_thread(_write_all, target_fd, bytes(ready))
                 ready.clear()
-            ready += await task
+            line_id, verdict = await task
+            run.tally.add(verdict)
+            ready += render_verdict(line_id, verdict)
         await asyncio.to_thread(_write_all, target_fd, bytes(ready))
+        run.on_progress(run)
 
 
 async def _chunks(source_fd: int) -> AsyncIterator[bytes]:

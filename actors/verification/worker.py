@@ -8,20 +8,16 @@ it stops it gives back, so another verifier has it at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
 
-from actors.verification.child import ChildLimits
-from actors.verification.pool import VerifierPool
-from actors.verification.reward import check_rewards, compose_verdict, plan_job
+from actors.verification.credit import target_held
+from actors.verification.rollout_judge import RolloutJudge
 from common.arrays import arrays_from_frames
-from common.codec import Buffer, Decoded
-from common.config import RewardWeight
-from common.endpoints import read_endpoint
+from common.codec import Decoded
 from common.errors import DataError, DecodeError, InfraError, RefusedError
-from common.lifecycle import Process
 from common.messages import (
     Heartbeat,
     HeartbeatReply,
@@ -34,47 +30,23 @@ from common.messages import (
     SubmitVerdict,
 )
 from common.metrics import Metrics
-from common.payloads.client import PayloadClient, Wanted
-from common.payloads.wiring import payload_client
-from common.security import client_security
-from common.text_tokenizer import TextTokenizer
-from common.transport import Channel
-from common.types import Prompt, Role, RolloutId, Verdict
+from common.payloads.client import Fetched, Requester, Wanted
+from common.types import RolloutId
 
 LEASE_WAIT_S = 2.0
 """How long the broker may hold a request for work; a stopping worker waits for the answer."""
 
-HELD_S = 0.5
-"""Work held ahead, in seconds: enough to cover a durable answer of the broker, and little enough
-that another verifier does not stand idle beside a queue."""
-
-_FIRST_CREDIT_PER_CHILD = 8
-_MAX_CREDIT_PER_CHILD = 256
+_MAX_LEASES = 1024
 _RETRY_S = 0.5
 _HEARTBEAT_TIMEOUT_S = 10.0
-_MEAN_DECAY = 0.95
 
 
-class Requester(Protocol):
-    """What the worker needs of :class:`common.transport.Channel`."""
+class Fetcher(Protocol):
+    """What the worker needs of :class:`common.payloads.client.PayloadClient`."""
 
-    async def request(
-        self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
-    ) -> Decoded:
-        """Send ``message`` and return the reply."""
+    async def fetch(self, wanted: Sequence[Wanted]) -> list[Fetched | None]:
+        """Each rollout in order; None for one that is lost."""
         ...
-
-
-def target_held(num_children: int, mean_verify_s: float | None) -> int:
-    """Rollouts to hold so that ``num_children`` are busy for :data:`HELD_S`.
-
-    ``mean_verify_s`` is the recent mean wall time of a verification, None before the first. At
-    least two a child: one is judged while the next waits.
-    """
-    if mean_verify_s is None:
-        return num_children * _FIRST_CREDIT_PER_CHILD
-    wanted = int(HELD_S / max(mean_verify_s, 1e-6))
-    return num_children * min(max(wanted, 2), _MAX_CREDIT_PER_CHILD)
 
 
 class VerifierWorker:
@@ -83,28 +55,29 @@ class VerifierWorker:
     def __init__(
         self,
         channel: Requester,
-        pool: VerifierPool,
-        tokenizer: TextTokenizer,
-        rewards: Sequence[RewardWeight],
+        judge: RolloutJudge,
         *,
         metrics: Metrics,
         log: structlog.stdlib.BoundLogger,
         heartbeat_s: float,
-        payloads: PayloadClient | None = None,
+        payloads: Fetcher | None = None,
+        on_pause: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """``payloads`` fetches what is not with the broker; None where everything is."""
+        """``payloads`` fetches what is not with the broker; None where everything is.
+
+        ``on_pause`` is told why when the worker stops taking work for good.
+        """
         self._channel = channel
         self._payloads = payloads
-        self._pool = pool
-        self._tokenizer = tokenizer
-        self._rewards = tuple(rewards)
+        self._judge = judge
+        judge.on_hacking = self._pause
         self._metrics = metrics
         self._log = log
+        self._on_pause = on_pause
+        self._is_paused = False
         self._heartbeat_s = heartbeat_s
         self._held: dict[RolloutId, int] = {}
         self._released = asyncio.Event()
-        self._mean_verify_s: float | None = None
-        self._num_restarts = 0
 
     async def run(self) -> None:
         """Verify until cancelled, then give back what is still held."""
@@ -128,14 +101,21 @@ class VerifierWorker:
                 self._log.warning("no work from the broker", error=str(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
-            position = 0
-            for lease in leases:
-                self._held[lease.rollout.rollout_id] = lease.verify_attempt
-                frames: Sequence[memoryview] | None = None
-                if not lease.rollout.store:
-                    frames = reply.frames[position : position + 3]
-                    position += 3
+            self._hold(leases)
+            if self._is_paused:  # asked for before the pause
+                await self._return(leases)
+                continue
+            by_store = _by_store(leases)
+            for place, lease in enumerate(by_store.pop("", ())):
+                frames = reply.frames[3 * place : 3 * place + 3]
                 group.create_task(self._verify(lease, frames), name="verify")
+            for part in by_store.values():
+                group.create_task(self._fetch_and_verify(part, group), name="fetch")
+
+    def _hold(self, leases: Sequence[RolloutLease]) -> None:
+        for lease in leases:
+            self._held[lease.rollout.rollout_id] = lease.verify_attempt
+        self._metrics.set("headrace_verify_backlog", len(self._held))
 
     async def _wait_out(self, refusal: RefusedError) -> None:
         """A run that has ended may go on later; until then asking rarely and silently is enough."""
@@ -148,9 +128,9 @@ class VerifierWorker:
     async def _wait_for_credit(self) -> int:
         """Wait until at least a quarter of the target is free, so requests stay few."""
         while True:
-            target = target_held(self._pool.num_workers, self._mean_verify_s)
+            target = target_held(self._judge.num_workers, self._judge.mean_seconds)
             credit = target - len(self._held)
-            if credit >= max(1, target // 4):
+            if credit >= max(1, target // 4) and not self._is_paused:
                 return credit
             self._released.clear()
             await self._released.wait()
@@ -159,7 +139,8 @@ class VerifierWorker:
         """One request for work. Cancelled, it waits for the answer, so no lease is forgotten."""
         clock = asyncio.get_running_loop().time
         started_s, was_idle = clock(), not self._held
-        message = LeaseRollouts(max_rollouts=credit, wait_s=LEASE_WAIT_S)
+        max_rollouts = min(credit, _MAX_LEASES)
+        message = LeaseRollouts(max_rollouts=max_rollouts, wait_s=LEASE_WAIT_S)
         request = asyncio.ensure_future(self._channel.request(message))
         try:
             reply = await asyncio.shield(request)
@@ -175,68 +156,80 @@ class VerifierWorker:
         if not request.done():
             request.cancel()
         elif request.exception() is None:
-            for lease in _leases_in(request.result()):
-                self._held[lease.rollout.rollout_id] = lease.verify_attempt
+            self._hold(_leases_in(request.result()))
 
-    async def _verify(self, lease: RolloutLease, frames: Sequence[memoryview] | None) -> None:
+    async def _fetch_and_verify(
+        self, leases: Sequence[RolloutLease], group: asyncio.TaskGroup
+    ) -> None:
+        """Fetch the arrays of ``leases``, all in one store, at once; then verify each by itself."""
+        try:
+            fetched = await self._fetch(leases)
+        except InfraError as error:
+            self._log.warning("arrays not fetched, leases returned", error=str(error))
+            await self._return(leases)
+            return
+        except DataError as error:
+            await self._return(leases, str(error))
+            return
+        for lease, arrays in zip(leases, fetched, strict=True):
+            if arrays is None:
+                self._release(lease.rollout.rollout_id)  # lost, and reported: the lease has ended
+            else:
+                group.create_task(self._verify(lease, arrays.frames), name="verify")
+
+    async def _fetch(self, leases: Sequence[RolloutLease]) -> Sequence[Fetched | None]:
+        """The arrays of rollouts that are not with the broker; None where they are lost.
+
+        Raises :class:`DataError` where this verifier was not told of stores.
+        """
+        if self._payloads is None:
+            store = leases[0].rollout.store
+            raise DataError(f"the arrays are in store {store!r}, none is known here")
+        return await self._payloads.fetch([Wanted.of(lease.rollout) for lease in leases])
+
+    async def _verify(self, lease: RolloutLease, frames: Sequence[memoryview]) -> None:
         rollout_id = lease.rollout.rollout_id
         try:
-            frames = frames or await self._fetch(lease)
-            if frames is None:
-                self._release(rollout_id)  # lost, and reported: the lease has ended
-                return
-            token_ids = arrays_from_frames(frames).completion_token_ids.tolist()
-            verdict = await self._judge(lease.prompt, self._tokenizer.decode(token_ids))
+            verdict = await self._judge.judge(lease.prompt, arrays_from_frames(frames))
             answer: Request = SubmitVerdict(
                 rollout_id=rollout_id, verify_attempt=lease.verify_attempt, verdict=verdict
             )
-        except InfraError as error:
-            self._log.warning("arrays not fetched, lease returned", error=str(error))
-            answer = ReturnLease(lease=_lease_of(rollout_id, lease.verify_attempt))
-        except DataError as error:  # a rollout that nobody can read must end in the dead letter
-            answer = ReturnLease(
-                lease=_lease_of(rollout_id, lease.verify_attempt), error=str(error)
+        except (InfraError, DataError) as error:  # in the end the dead letter says so
+            answer = ReturnLease(lease=_lease_of(lease), error=str(error))
+        await self._answer(lease, answer)
+
+    async def _return(self, leases: Sequence[RolloutLease], error: str = "") -> None:
+        await asyncio.gather(
+            *(
+                self._answer(lease, ReturnLease(lease=_lease_of(lease), error=error))
+                for lease in leases
             )
+        )
+
+    async def _answer(self, lease: RolloutLease, answer: Request) -> None:
+        """End ``lease`` with ``answer``, unless somebody else's answer counts by now."""
+        rollout_id = lease.rollout.rollout_id
         if self._held.get(rollout_id) != lease.verify_attempt:
-            return  # revoked meanwhile: somebody else's verdict counts
+            return  # revoked meanwhile
         try:
             await self._channel.request(answer)
         except (InfraError, DecodeError) as error:
             self._log.warning("answer not taken, lease dropped", error=str(error))
         self._release(rollout_id)
 
-    async def _fetch(self, lease: RolloutLease) -> Sequence[memoryview] | None:
-        """The arrays of a rollout that is not with the broker; None when they are lost.
-
-        Raises :class:`DataError` where this verifier was not told of stores.
-        """
-        if self._payloads is None:
-            raise DataError(f"the arrays are in store {lease.rollout.store!r}, none is known here")
-        (fetched,) = await self._payloads.fetch([Wanted.of(lease.rollout)])
-        return None if fetched is None else fetched.frames
-
-    async def _judge(self, prompt: Prompt, completion: str) -> Verdict:
-        job = plan_job(completion, prompt.task, prompt.reference_json, self._rewards)
-        reply = await self._pool.judge(job)
-        verdict = compose_verdict(self._rewards, reply)
-        self._record(verdict, reply.seconds)
-        return verdict
-
-    def _record(self, verdict: Verdict, seconds: float) -> None:
-        previous = self._mean_verify_s
-        self._mean_verify_s = (
-            seconds if previous is None else _MEAN_DECAY * previous + (1 - _MEAN_DECAY) * seconds
-        )
-        self._metrics.inc("headrace_verdicts_total", status=verdict.status.value)
-        self._metrics.observe("headrace_verify_seconds", seconds)
-        self._metrics.inc("headrace_busy_seconds_total", seconds, stage="verify")
-        restarts, self._num_restarts = self._num_restarts, self._pool.num_restarts
-        self._metrics.inc("headrace_verifier_restarts_total", self._num_restarts - restarts)
-        if not verdict.status.is_judged:
-            self._log.warning("not judged", status=verdict.status.value, reason=verdict.reason)
+    def _pause(self, reason: str) -> None:
+        """Take no more work; what is held is answered, and heartbeats go on."""
+        if not self._is_paused:
+            self._is_paused = True
+            self._metrics.set("headrace_verifier_paused", 1)
+            self._on_pause(
+                f"reward hacking suspected, {reason} (look at the answers; restart the "
+                "verifier to go on, or set verifier.monitor.action)"
+            )
 
     def _release(self, rollout_id: RolloutId) -> None:
         self._held.pop(rollout_id, None)
+        self._metrics.set("headrace_verify_backlog", len(self._held))
         self._released.set()
 
     async def _send_heartbeats(self) -> None:
@@ -265,7 +258,7 @@ class VerifierWorker:
                 self._release(rollout_id)
 
     def _held_leases(self) -> tuple[Lease, ...]:
-        return tuple(_lease_of(rollout_id, attempt) for rollout_id, attempt in self._held.items())
+        return tuple(_lease(rollout_id, attempt) for rollout_id, attempt in self._held.items())
 
     async def _return_leases(self) -> None:
         """Give every held rollout back, without counting it as an error."""
@@ -283,43 +276,23 @@ class VerifierWorker:
             self._log.warning("leases not returned", count=len(failures), error=str(failures[0]))
 
 
-async def serve(process: Process) -> None:
-    """Run one verifier until its process is stopped."""
-    config = process.config
-    check_rewards(config.verifier.rewards)
-    tokenizer = TextTokenizer.load(config.model.path)
-    limits = ChildLimits(config.verifier.wall_limit_s, config.verifier.memory_limit_bytes)
-    async with VerifierPool(limits, config.verifier.num_workers) as pool:
-        channel = await Channel.connect(
-            role=Role.VERIFIER,
-            name=process.name,
-            endpoint=read_endpoint(config, process.paths),
-            security=client_security(config, Role.VERIFIER, process.name),
-        )
-        payloads = payload_client(config, channel, Role.VERIFIER, process.name)
-        try:
-            worker = VerifierWorker(
-                channel,
-                pool,
-                tokenizer,
-                config.verifier.rewards,
-                metrics=process.metrics,
-                log=process.log,
-                heartbeat_s=channel.registered.heartbeat_s,
-                payloads=payloads,
-            )
-            process.ready(num_children=config.verifier.num_workers)
-            await worker.run()
-        finally:
-            await payloads.close()
-            await channel.close()
-
-
 def _leases_in(reply: Decoded) -> tuple[RolloutLease, ...]:
     if not isinstance(reply.message, RolloutLeases):
         raise DecodeError(f"unexpected reply {type(reply.message).__name__} to LeaseRollouts")
     return reply.message.leases
 
 
-def _lease_of(rollout_id: RolloutId, verify_attempt: int) -> Lease:
+def _by_store(leases: Sequence[RolloutLease]) -> dict[str, list[RolloutLease]]:
+    """Leases by the store of their arrays, in order: a store that is away holds up no other."""
+    parts: dict[str, list[RolloutLease]] = {}
+    for lease in leases:
+        parts.setdefault(lease.rollout.store, []).append(lease)
+    return parts
+
+
+def _lease_of(lease: RolloutLease) -> Lease:
+    return _lease(lease.rollout.rollout_id, lease.verify_attempt)
+
+
+def _lease(rollout_id: RolloutId, verify_attempt: int) -> Lease:
     return Lease(group_id=rollout_id.group_id, indices=(rollout_id.index,), attempt=verify_attempt)

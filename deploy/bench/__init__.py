@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deploy.bench.broker import bench_broker
+from deploy.bench.code import bench_code
 from deploy.bench.codec import bench_codec
 from deploy.bench.control import bench_control
 from deploy.bench.fleet import bench_fleet
 from deploy.bench.latency import bench_latency
+from deploy.bench.math_answers import bench_math
 from deploy.bench.pipeline import bench_pipeline
 from deploy.bench.result import BenchResult
+from deploy.bench.reward_model import bench_reward_model
 from deploy.bench.scheduler import bench_scheduler
 from deploy.bench.staleness import bench_staleness
 
 BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
     "broker": bench_broker,
+    "code": bench_code,
     "codec": bench_codec,
     "control": bench_control,
     "latency": bench_latency,
+    "math": bench_math,
     "pipeline": bench_pipeline,
+    "reward-model": bench_reward_model,
     "staleness": bench_staleness,
     "scheduler": bench_scheduler,
     "fleet": bench_fleet,

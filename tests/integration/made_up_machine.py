@@ -23,6 +23,7 @@ CLONED_FILES = (
     "pyproject.toml",
     "requirements/cpu.txt",
     "requirements/broker.txt",
+    "requirements/tasks.txt",
 )
 
 FAKE_UV = """#!/usr/bin/env bash
@@ -35,7 +36,7 @@ case "$1 $2" in
       echo "$2 ${PYTHONDONTWRITEBYTECODE:-with bytecode}" >>"$CALLS"
       exit "${IMPORT_STATUS:-0}"' >.venv/bin/python
     chmod +x .venv/bin/python ;;
-  "pip install") exit "${PROBE_STATUS:-0}" ;;
+  "pip install") [[ "$*" != *tasks.txt ]] || exit "${TASKS_STATUS:-0}"; exit "${PROBE_STATUS:-0}" ;;
   "pip sync")
     cat >"$CALLS.stdin"
     [ -z "${KILLED_IN_SYNC:-}" ] || kill -9 0

@@ -26,6 +26,7 @@ def test_a_fresh_clone_gets_the_pins_and_headrace_itself_in_one_sync(machine: Ma
         f"uv venv --quiet --clear --python {base_python} .venv",
         f"uv pip install --quiet --dry-run --no-deps --python .venv {torch_pin}",
         "uv pip sync --quiet --python .venv requirements/cpu.txt -",
+        "uv pip install --quiet --no-deps --python .venv --requirement requirements/tasks.txt",
         "import vllm.v1.engine.async_llm with bytecode",
     ]
     assert Path(f"{machine.calls_file}.stdin").read_text() == "-e .\n"
@@ -128,6 +129,16 @@ def test_packages_that_are_not_found_end_in_one_line_with_the_cure(machine: Mach
         "make setup again"
     )
     assert not machine.has_stamp()
+
+
+def test_a_machine_without_a_compiler_goes_without_reasoning_gym(machine: Machine) -> None:
+    machine.settings["TASKS_STATUS"] = "1"
+    process = machine.start("cpu")
+    _, complaints = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "without reasoning-gym" in complaints.splitlines()[-1]
+    assert "install a C compiler" in complaints.splitlines()[-1]
+    assert machine.has_stamp()
 
 
 def test_an_engine_that_does_not_import_leaves_no_stamp(machine: Machine) -> None:

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -35,10 +37,10 @@ _GROUP_SIZE = 4
 _VERSION = WeightVersion(incarnation=0, policy_step=0)
 
 
-def _write_run(folder: Path) -> Path:
+def _write_run(folder: Path, monitor: dict[str, Any] | None = None) -> Path:
     """A collect run over held-out chain addition; the model is no more than its tokenizer."""
     model = folder / "model"
-    model.mkdir()
+    model.mkdir(exist_ok=True)
     symbols = ["<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyz0123456789+=<>/,"]
     tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -51,6 +53,7 @@ def _write_run(folder: Path) -> Path:
         "actor": {"max_tokens": 64},
         "prompts": {"generator": "chain-addition", "split": "held-out", "limit": _NUM_PROMPTS},
         "broker": {"heartbeat_s": 0.2, "dead_after_s": 2.0},
+        "verifier": {"monitor": monitor or {}},
         "collect": {
             "output": "out",
             "num_prompts": _NUM_PROMPTS,
@@ -85,10 +88,17 @@ class OracleActor:
     def __init__(self, channel: Channel, tokenizer: TextTokenizer) -> None:
         self._channel = channel
         self._tokenizer = tokenizer
+        self.num_groups = 0
+        self.stop_at = 10**9
+        """Answer so many groups, then only send heartbeats until it is raised."""
 
     async def run(self, max_groups: int) -> None:
         ask = LeasePrompts(serving=_VERSION, max_groups=max_groups, wait_s=0.2)
         while True:
+            if self.num_groups >= self.stop_at:
+                await self._channel.request(Heartbeat())
+                await asyncio.sleep(0.1)
+                continue
             reply = (await self._channel.request(ask)).message
             assert isinstance(reply, PromptLeases)
             await self._channel.request(
@@ -98,6 +108,7 @@ class OracleActor:
                 for index in lease.lease.indices:
                     header, arrays = self._rollout(lease, index)
                     await self._channel.request(SubmitRollout(rollout=header), arrays.frames())
+                self.num_groups += 1
 
     def _rollout(self, lease: PromptLease, index: int) -> tuple[RolloutHeader, RolloutArrays]:
         prompt_ids = np.array(self._tokenizer.encode(lease.prompt.text), np.int32)
@@ -123,15 +134,19 @@ class OracleActor:
 
 
 async def _with_actor(
-    config_path: Path, scenario: Callable[[], Awaitable[None]], max_groups: int
+    config_path: Path,
+    scenario: Callable[[OracleActor], Awaitable[None]],
+    max_groups: int,
+    stop_at: int = 10**9,
 ) -> None:
     config = load_config(config_path)
     endpoint = read_endpoint(config, run_paths(config))
     channel = await Channel.connect(role=Role.ACTOR, name="actor-0", endpoint=endpoint)
     actor = OracleActor(channel, TextTokenizer.load(config.model.path))
+    actor.stop_at = stop_at
     acting = asyncio.create_task(actor.run(max_groups))
     try:
-        await scenario()
+        await scenario(actor)
     finally:
         acting.cancel()
         await asyncio.gather(acting, return_exceptions=True)
@@ -169,10 +184,56 @@ def test_an_evaluation_has_the_metrics_of_its_answers(tmp_path: Path) -> None:
     config = _write_run(tmp_path)
     with _role("broker", config), _role("verifier", config), _role("collector", config) as last:
 
-        async def scenario() -> None:
+        async def scenario(_: OracleActor) -> None:
             await _wait_for(lambda: last.poll() is not None)
 
         asyncio.run(_with_actor(config, scenario, max_groups=64))
+        assert last.returncode == 0
+    _check_results(tmp_path / "out")
+
+
+def _page(port: int, page: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.slow
+def test_a_verifier_that_the_monitor_paused_takes_no_work_and_nothing_is_lost(
+    tmp_path: Path,
+) -> None:
+    suspicious = {"action": "pause", "window": 40, "max_repeat_ratio": 0.0}
+    config = _write_run(tmp_path, suspicious)
+    state_file = tmp_path / "run" / "processes" / "verifier-0.json"
+
+    def state() -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(state_file.read_bytes())
+        return content
+
+    with _role("broker", config), _role("collector", config) as last:
+
+        async def scenario(actor: OracleActor) -> None:
+            with _role("verifier", config):
+                await _wait_for(lambda: state_file.exists() and state()["state"] == "paused")
+                port = state()["metrics_port"]
+                await _wait_for(lambda: "headrace_verify_backlog 0.0" in _page(port, "/metrics")[1])
+                actor.stop_at = _NUM_PROMPTS
+                await _wait_for(lambda: actor.num_groups == _NUM_PROMPTS)
+                assert _page(port, "/readyz")[0] == 503
+                assert _page(port, "/healthz")[0] == 200
+                told = _page(port, "/metrics")[1]
+                assert "headrace_verifier_paused 1.0" in told
+                assert 'headrace_verdicts_total{status="graded"} 30.0' in told
+                assert 'headrace_verdicts_total{status="wrong-format"} 10.0' in told
+            told = (tmp_path / "verifier.log").read_text(encoding="utf-8")
+            assert "reward hacking suspected, repetition: " in told
+            _write_run(tmp_path)  # somebody has looked at it
+            with _role("verifier", config):
+                await _wait_for(lambda: last.poll() is not None)
+
+        asyncio.run(_with_actor(config, scenario, max_groups=1, stop_at=10))
         assert last.returncode == 0
     _check_results(tmp_path / "out")
 
@@ -193,7 +254,7 @@ def test_no_sample_is_lost_or_counted_twice_when_roles_are_killed(tmp_path: Path
             running[command].wait()
             running[command] = roles.enter_context(_role(command, config))
 
-        async def scenario() -> None:
+        async def scenario(_: OracleActor) -> None:
             await kill_and_restart("collector", 20)
             await kill_and_restart("verifier", 60)
             await kill_and_restart("broker", 100)

@@ -85,6 +85,46 @@ def test_a_child_that_always_dies_is_an_infra_error_after_one_retry() -> None:
     _in_pool(work)
 
 
+def test_a_job_that_killed_two_children_costs_no_third_one() -> None:
+    async def work(pool: VerifierPool) -> None:
+        first = await pool.judge(_job("kill-itself"))
+        again = await pool.judge(_job("kill-itself"))
+        other = await pool.judge(_job("kill-itself", "another answer"))
+        assert [reply.failure for reply in (first, again, other)] == [VerdictStatus.INFRA_ERROR] * 3
+        assert again.reason == "this answer killed its verifier process before: not tried again"
+        assert (pool.num_restarts, pool.num_quarantined) == (4, 2)
+
+    _in_pool(work)
+
+
+class LimitsOfABrokenMachine(ChildLimits):
+    """No process starts while ``is_broken``."""
+
+    is_broken = False
+
+    def argv(self) -> list[str]:
+        return ["/bin/false"] if type(self).is_broken else super().argv()
+
+
+def test_a_job_is_not_blamed_for_a_child_that_cannot_start(tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = LimitsOfABrokenMachine(10.0, _GIB, _HOSTILE)
+        async with VerifierPool(limits, 1) as pool:
+            LimitsOfABrokenMachine.is_broken = True
+            reply = await pool.judge(_job("die-once", str(tmp_path / "died")))
+            assert reply.failure is VerdictStatus.INFRA_ERROR
+            assert reply.reason == "the verifier process died while it started"
+            LimitsOfABrokenMachine.is_broken = False
+            reply = await pool.judge(_job("die-once", str(tmp_path / "died")))
+            assert reply.judgements[0].value == 1.0
+            assert pool.num_quarantined == 0
+
+    try:
+        uvloop.run(asyncio.wait_for(run(), timeout=60.0))
+    finally:
+        LimitsOfABrokenMachine.is_broken = False
+
+
 def test_a_job_whose_child_dies_once_is_judged_by_a_fresh_child(tmp_path: Path) -> None:
     reply = _judge_once("die-once", str(tmp_path / "died"))
     assert reply.failure is None

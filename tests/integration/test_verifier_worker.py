@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import structlog
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from actors.verification.backends import BackendSource
 from actors.verification.child import ChildLimits
+from actors.verification.dispatch import Dispatcher
 from actors.verification.pool import VerifierPool
-from actors.verification.worker import VerifierWorker
+from actors.verification.rollout_judge import RolloutJudge
+from actors.verification.worker import Fetcher, VerifierWorker
 from common.arrays import RolloutArrays
 from common.broker_socket import BrokerSocket
-from common.config import RewardWeight
+from common.config import MonitorConfig, RewardWeight, VerifierConfig
+from common.errors import InfraError
 from common.messages import (
     Ack,
     Heartbeat,
@@ -35,6 +41,7 @@ from common.messages import (
     SubmitVerdict,
 )
 from common.metrics import Metrics
+from common.payloads.client import Fetched, Wanted
 from common.text_tokenizer import TextTokenizer
 from common.transport import Channel
 from common.types import (
@@ -48,7 +55,7 @@ from common.types import (
     WeightVersion,
 )
 
-_REWARDS = (RewardWeight(name="accuracy"), RewardWeight(name="format"))
+_CONFIG = VerifierConfig(wall_limit_s=20.0, memory_limit_bytes=1 << 30)
 _TEXT = "<think>7+2=9</think><answer>9</answer>"
 
 
@@ -101,7 +108,8 @@ class FakeBroker:
             del self.waiting[: message.max_rollouts]
             if not given:
                 await asyncio.sleep(0.02)
-            frames = [frame for _, arrays in given for frame in arrays.frames()]
+            sent = [arrays for lease, arrays in given if not lease.rollout.store]
+            frames = [frame for arrays in sent for frame in arrays.frames()]
             return RolloutLeases(leases=tuple(lease for lease, _ in given)), frames
         if isinstance(message, SubmitVerdict) and self.refuse_verdicts:
             return Refused(code="not-yours", reason="the lease went to another verifier"), []
@@ -109,7 +117,7 @@ class FakeBroker:
 
 
 def _tokenizer() -> TextTokenizer:
-    symbols = ["<pad>", "<eos>", *sorted(set(_TEXT + "0123456789+="))]
+    symbols = ["<pad>", "<eos>", *sorted(set(_TEXT + "0123456789+=*"))]
     tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -145,20 +153,41 @@ async def _broker_socket(path: Path) -> AsyncIterator[BrokerSocket]:
         socket.close()
 
 
+def _dispatcher(config: VerifierConfig, registry: str) -> Dispatcher:
+    """All kinds in one pool whose children import ``registry``."""
+
+    def pool(config: VerifierConfig) -> VerifierPool:
+        limits = ChildLimits(config.wall_limit_s, config.memory_limit_bytes, registry)
+        return VerifierPool(limits, config.num_workers)
+
+    return Dispatcher(config, sources=[], default=BackendSource("rules", frozenset(), pool))
+
+
+def _judge(dispatcher: Dispatcher, config: VerifierConfig, metrics: Metrics) -> RolloutJudge:
+    log = structlog.stdlib.get_logger()
+    return RolloutJudge(dispatcher, _tokenizer(), config, metrics=metrics, log=log)
+
+
 def _with_worker(
     broker_work: Sequence[tuple[RolloutLease, RolloutArrays]],
     scenario: Callable[[FakeBroker, asyncio.Task[None]], Awaitable[None]],
     path: Path,
     *,
     registry: str = "actors.verification.registry",
+    config: VerifierConfig = _CONFIG,
+    metrics: Metrics | None = None,
+    payloads: Fetcher | None = None,
+    on_pause: Callable[[str], None] = lambda reason: None,
 ) -> FakeBroker:
     """Run a worker against a fake broker until ``scenario`` returns, then stop the worker."""
+
+    metrics = metrics or Metrics()
 
     async def run() -> FakeBroker:
         broker = FakeBroker(broker_work)
         async with (
             _broker_socket(path / "broker.sock") as socket,
-            VerifierPool(ChildLimits(20.0, 1 << 30, registry), 1) as pool,
+            _dispatcher(config, registry) as dispatcher,
         ):
             serving = asyncio.create_task(broker.serve(socket))
             channel = await Channel.connect(
@@ -166,12 +195,12 @@ def _with_worker(
             )
             worker = VerifierWorker(
                 channel,
-                pool,
-                _tokenizer(),
-                _REWARDS,
-                metrics=Metrics(),
+                _judge(dispatcher, config, metrics),
+                metrics=metrics,
                 log=structlog.stdlib.get_logger(),
                 heartbeat_s=0.05,
+                payloads=payloads,
+                on_pause=on_pause,
             )
             working = asyncio.create_task(worker.run())
             try:
@@ -235,6 +264,198 @@ def test_a_rollout_whose_arrays_are_impossible_is_returned_with_an_error(tmp_pat
     assert broker.verdicts() == []
 
 
+class FakeStores:
+    """Hold the arrays of ``work``, and count how often they are asked; ``away`` do not answer."""
+
+    def __init__(
+        self, work: Sequence[tuple[RolloutLease, RolloutArrays]] = (), away: str = ""
+    ) -> None:
+        self.arrays = {lease.rollout.rollout_id: (lease, arrays) for lease, arrays in work}
+        self.away = away
+        self.asked: list[tuple[set[str], int]] = []
+
+    async def fetch(self, wanted: Sequence[Wanted]) -> list[Fetched | None]:
+        stores = {item.store for item in wanted}
+        self.asked.append((stores, len(wanted)))
+        if self.away in stores:
+            raise InfraError("the store does not answer")
+        found = (self.arrays.get(item.rollout_id) for item in wanted)
+        return [
+            None if item is None else Fetched(item[0].rollout, item[1].frames()) for item in found
+        ]
+
+
+def _in_store(
+    work: Sequence[tuple[RolloutLease, RolloutArrays]], store: str = "store-0"
+) -> list[RolloutLease]:
+    return [
+        msgspec.structs.replace(lease, rollout=msgspec.structs.replace(lease.rollout, store=store))
+        for lease, _ in work
+    ]
+
+
+def _without_frames(leases: Sequence[RolloutLease]) -> list[tuple[RolloutLease, RolloutArrays]]:
+    empty = RolloutArrays(*(np.zeros(0, np.int32),) * 2, np.zeros(0, np.float32))
+    return [(lease, empty) for lease in leases]
+
+
+def test_arrays_of_all_leases_of_a_reply_are_fetched_at_once(tmp_path: Path) -> None:
+    work = [_work(index, _TEXT) for index in range(8)]
+    store = FakeStores(work[1:])  # what is not there is lost
+
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        await broker.until(lambda seen: len(seen.verdicts()) == 7 and seen.holds_nothing())
+
+    given = _without_frames(_in_store(work))
+    broker = _with_worker(given, scenario, tmp_path, payloads=store)
+    assert store.asked == [({"store-0"}, 8)]
+    assert sorted(submit.rollout_id.index for submit in broker.verdicts()) == [1, 2, 3, 4, 5, 6, 7]
+    assert {submit.verdict.reward for submit in broker.verdicts()} == {2.0}
+    assert broker.returned() == []
+
+
+@pytest.mark.parametrize(
+    ("store", "error"),
+    [
+        (FakeStores(away="store-0"), ""),
+        (None, "the arrays are in store 'store-0', none is known here"),
+    ],
+)
+def test_leases_whose_store_cannot_be_asked_are_returned(
+    tmp_path: Path, store: FakeStores | None, error: str
+) -> None:
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        await broker.until(lambda seen: len(seen.returned()) == 3 and seen.holds_nothing())
+
+    given = _without_frames(_in_store([_work(index, _TEXT) for index in range(3)]))
+    broker = _with_worker(given, scenario, tmp_path, payloads=store)
+    assert {message.error for message in broker.returned()} == {error}
+    assert broker.verdicts() == []
+
+
+def test_a_store_that_is_away_holds_up_no_other(tmp_path: Path) -> None:
+    work = [_work(index, _TEXT) for index in range(6)]
+    stores = FakeStores(work, away="store-1")
+    leases = [*_in_store(work[:3]), *_in_store(work[3:], "store-1")]
+
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        await broker.until(
+            lambda seen: len(seen.verdicts()) + len(seen.returned()) == 6 and seen.holds_nothing()
+        )
+
+    broker = _with_worker(_without_frames(leases), scenario, tmp_path, payloads=stores)
+    assert sorted(submit.rollout_id.index for submit in broker.verdicts()) == [0, 1, 2]
+    assert sorted(message.lease.indices for message in broker.returned()) == [(3,), (4,), (5,)]
+    assert [number for _, number in stores.asked] == [3, 3]
+
+
+def test_a_hung_answer_costs_only_itself_and_is_found_within_a_second_of_its_limit(
+    tmp_path: Path,
+) -> None:
+    hung = 0
+    seconds: list[float] = []
+    config = VerifierConfig(
+        wall_limit_s=0.5, num_workers=2, rewards=(RewardWeight(name="accuracy"),)
+    )
+
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        started = time.monotonic()
+        broker.waiting += [_work(hung, _TEXT, task="hang")]
+        broker.waiting += [_work(index, _TEXT, task="right") for index in range(1, 40)]
+        await broker.until(lambda seen: any(v.rollout_id.index == hung for v in seen.verdicts()))
+        seconds.append(time.monotonic() - started)
+        await broker.until(lambda seen: len(seen.verdicts()) == 40)
+
+    broker = _with_worker(
+        [], scenario, tmp_path, registry="tests.integration.hostile_verifiers", config=config
+    )
+    verdicts = {submit.rollout_id.index: submit.verdict for submit in broker.verdicts()}
+    assert verdicts[hung].status is VerdictStatus.LIMIT_EXCEEDED
+    assert verdicts[hung].reward == 0.0
+    assert {verdicts[index].reward for index in range(1, 40)} == {1.0}
+    assert 0.5 <= seconds[0] < 1.5
+
+
+def _has_verdicts(number: int) -> Callable[[FakeBroker], bool]:
+    return lambda seen: len(seen.verdicts()) == number
+
+
+def test_an_answer_that_kills_its_verifier_is_an_infra_error_and_is_not_tried_here_again(
+    tmp_path: Path,
+) -> None:
+    metrics = Metrics()
+    config = VerifierConfig(rewards=(RewardWeight(name="accuracy"),))
+    deadly = _work(0, _TEXT, task="kill-itself")
+
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        for number in range(1, 4):  # the broker leases it again until the dead letter
+            broker.waiting.append(deadly)
+            await broker.until(_has_verdicts(number))
+        broker.waiting.append(_work(1, _TEXT, task="right"))
+        await broker.until(lambda seen: len(seen.verdicts()) == 4)
+
+    registry = "tests.integration.hostile_verifiers"
+    broker = _with_worker([], scenario, tmp_path, registry=registry, config=config, metrics=metrics)
+    *failures, honest = [submit.verdict for submit in broker.verdicts()]
+    assert [verdict.status for verdict in failures] == [VerdictStatus.INFRA_ERROR] * 3
+    assert "died in mid-job, 2 times" in failures[0].reason
+    assert "not tried again" in failures[1].reason
+    assert honest.reward == 1.0
+    assert _sample(metrics, "headrace_verifier_restarts_total") == 2
+    assert _sample(metrics, "headrace_verifier_quarantined_total") == 1
+
+
+def test_times_failures_and_backlog_are_told_by_kind_of_check(tmp_path: Path) -> None:
+    metrics = Metrics()
+    work = [_work(0, _TEXT), _work(1, _TEXT), _work(2, _TEXT, reference="{}")]
+    work.append(_work(3, _TEXT, task="made-up-by-a-prompt"))
+
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        await broker.until(lambda seen: len(seen.verdicts()) == 4 and seen.holds_nothing())
+
+    _with_worker(work, scenario, tmp_path, metrics=metrics)
+    counts = {
+        kind: _sample(metrics, "headrace_verify_seconds_count", kind=kind)
+        for kind in ("arithmetic", "format", "unknown")
+    }
+    assert counts == {"arithmetic": 3, "format": 4, "unknown": 1}
+    failures = "headrace_verify_failures_total"
+    assert _sample(metrics, failures, kind="arithmetic", status="bad-input") == 1
+    assert _sample(metrics, failures, kind="unknown", status="bad-input") == 1
+    assert _sample(metrics, "headrace_verify_backlog") == 0
+
+
+def test_a_worker_paused_by_the_monitor_answers_what_it_holds_and_takes_no_more(
+    tmp_path: Path,
+) -> None:
+    metrics, reasons = Metrics(), list[str]()
+    monitor = MonitorConfig(action="pause", window=4, max_exploit_ratio=0.4)
+    config = VerifierConfig(monitor=monitor, memory_limit_bytes=1 << 30)
+    trick = "<think></think><answer>3**2</answer>"
+
+    async def scenario(broker: FakeBroker, working: asyncio.Task[None]) -> None:
+        broker.waiting += [_work(index, trick) for index in range(4)]
+        await broker.until(lambda seen: len(seen.verdicts()) == 4 and seen.holds_nothing())
+        broker.waiting.append(_work(9, _TEXT))
+        beats = len(broker.seen)
+        await broker.until(lambda seen: len(seen.seen) > beats + 10)
+        assert not working.done()
+
+    broker = _with_worker(
+        [], scenario, tmp_path, config=config, metrics=metrics, on_pause=reasons.append
+    )
+    assert len(broker.verdicts()) == 4
+    assert [lease.rollout.rollout_id.index for lease, _ in broker.waiting] == [9]
+    (reason,) = reasons
+    assert "exploits: 100.0% of the answers look like a known exploit" in reason
+    assert _sample(metrics, "headrace_verifier_paused") == 1
+    assert _sample(metrics, "headrace_reward_hacking_alarm", alarm="exploits") == 1
+
+
+def _sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
 def test_a_stopping_worker_names_its_leases_until_then_and_gives_them_back(
     tmp_path: Path,
 ) -> None:
@@ -285,7 +506,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
         first = FakeBroker([_work(0, _TEXT)])
         second = FakeBroker([_work(1, _TEXT)])
         endpoint = f"ipc://{tmp_path}/broker.sock"
-        async with VerifierPool(ChildLimits(20.0, 1 << 30), 1) as pool:
+        async with _dispatcher(_CONFIG, "actors.verification.registry") as dispatcher:
             socket = BrokerSocket.bind(endpoint)
             serving = asyncio.create_task(first.serve(socket))
             channel = await Channel.connect(
@@ -293,9 +514,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(tmp_path: Path) -> None:
             )
             worker = VerifierWorker(
                 channel,
-                pool,
-                _tokenizer(),
-                _REWARDS,
+                _judge(dispatcher, _CONFIG, Metrics()),
                 metrics=Metrics(),
                 log=structlog.stdlib.get_logger(),
                 heartbeat_s=0.05,

@@ -24,6 +24,11 @@ from common.errors import ConfigError
 from common.prompt_file import PromptFile
 from common.task_reference import check_task
 
+pytestmark = pytest.mark.skipif(
+    not reasoning_gym_catalog.is_installed(),
+    reason="needs reasoning-gym (pip install 'headrace[tasks]')",
+)
+
 
 def _source(*sets: PromptSetConfig, seed: int = 0) -> PromptSource:
     return open_prompt_source(
@@ -82,10 +87,6 @@ def test_a_source_goes_on_at_its_exact_next_prompt_in_another_process() -> None:
 _FINGERPRINT = """
 import hashlib, sys
 from broker.tasks.reasoning_gym import DatasetProblems
-
-pytestmark = pytest.mark.skipif(
-    not is_installed(), reason="needs reasoning-gym (pip install 'headrace[tasks]')"
-)
 for name in sys.argv[1:]:
     for index in (2, 0, 5):
         problem = DatasetProblems(name, {}).prompt_at(3, index)
@@ -189,6 +190,15 @@ def test_without_the_package_the_error_names_the_cure(monkeypatch: pytest.Monkey
     monkeypatch.setattr(reasoning_gym_catalog, "is_installed", lambda: False)
     reasoning_gym_catalog._registered.cache_clear()
     with pytest.raises(ConfigError, match="pip install 'headrace\\[tasks\\]'"):
+        _source(_set("chain_sum"))
+
+
+def test_a_package_that_does_not_import_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
+    reasoning_gym_catalog._registered.cache_clear()
+    with pytest.raises(ConfigError, match="cannot be imported: .*--force-reinstall"):
         _source(_set("chain_sum"))
 
 

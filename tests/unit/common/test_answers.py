@@ -7,7 +7,13 @@ from fractions import Fraction
 
 import pytest
 
-from common.answers import MAX_NUMBER_CHARS, canonical_answer, extract_answer, parse_number
+from common.answers import (
+    CONVENTIONS,
+    MAX_NUMBER_CHARS,
+    canonical_answer,
+    extract_answer,
+    parse_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +27,14 @@ from common.answers import MAX_NUMBER_CHARS, canonical_answer, extract_answer, p
         ("\\boxed{1} then \\boxed{2}", "2"),
         ("\\boxed{a\\}b}", "a\\}b"),
         ("\\boxed{9}<answer>8</answer>", "8"),
+        ("<answer>it is \\boxed{8}, for sure</answer>", "8"),
+        ("\\boxed{1}, \\boxed{2} and $\\boxed{3}$", "1, 2, 3"),
+        ("\\boxed{1}\\boxed{1}", "1"),
+        ("\\boxed{9}, \\boxed{1} but then \\boxed{2}", "2"),
+        ("\\boxed{1 + \\boxed{2}}", "1 + \\boxed{2}"),
+        ("\\boxed {5}", "5"),
+        ("\\boxed{unclosed \\boxed{6}", "6"),
+        ("} \\boxed{7}", "7"),
         ("<think>x</think> 31", None),
         ("", None),
     ],
@@ -29,6 +43,23 @@ def test_the_final_answer_is_the_last_answer_block_else_the_last_box(
     completion: str, answer: str | None
 ) -> None:
     assert extract_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("The final answer is 31.", "31"),
+        ("The **final answer is**: 3.1 apples. I hope so.", "3.1 apples"),
+        ("final answer is $31$. Done", "31"),
+        ("the Final Answer is \\(\\frac{1}{2}\\), the final answer is \\[ 2 \\]!", "2"),
+        ("final answer is $31", None),
+        ("final answer is", None),
+        ("\\boxed{1}, the final answer is 2", "1"),
+    ],
+)
+def test_a_phrase_counts_where_it_is_asked_for(completion: str, answer: str | None) -> None:
+    assert extract_answer(completion, CONVENTIONS) == answer
+    assert extract_answer(completion) == ("1" if "boxed" in completion else None)
 
 
 @pytest.mark.parametrize(
@@ -109,5 +140,7 @@ def test_other_texts_are_no_numbers(text: str) -> None:
 
 def test_equal_numbers_are_one_answer_and_other_texts_are_themselves() -> None:
     assert canonical_answer("1/2") == canonical_answer(".5") == canonical_answer("+0.50") == "1/2"
+    assert canonical_answer("\\frac{1}{2}") == canonical_answer("2^{-1}") == "1/2"
     assert canonical_answer("x  =\n1") == "x = 1"
+    assert canonical_answer("50\\%") == "50\\%"
     assert canonical_answer("1/3") != canonical_answer("0.333333")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batch import Document, block_causal_mask, empty_microbatch, pack
+from common.torch.attention import block_causal_mask
+from learner.batch import Document, empty_microbatch, pack
 
 
 def _document(prompt: list[int], completion: list[int], **fields: float) -> Document:

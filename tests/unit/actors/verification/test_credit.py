@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.verification.worker import target_held
+from actors.verification.credit import target_held
 
 
 @pytest.mark.parametrize(

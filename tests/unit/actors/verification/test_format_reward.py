@@ -1,4 +1,4 @@
-"""The format table, row by row."""
+"""The form of a completion, beyond the table in docs/rewards.md."""
 
 from __future__ import annotations
 
@@ -21,35 +21,6 @@ def _value(completion: str, reference_json: str) -> float | None:
 
 
 @pytest.mark.parametrize(
-    ("completion", "value"),
-    [
-        ("<think> reasoning process here </think> <answer> answer here </answer>", 1.0),
-        ("<think>\nreasoning\n</think>\n\n<answer>\n42\n</answer>\n", 1.0),
-        ("<think>r</think><answer>42</answer> I hope this helps", 0.0),
-        ("<think>r</think><answer>41</answer><answer>42</answer>", 0.0),
-        ("<think></think><answer>42</answer>", 1.0),
-        ("<think>a<think>b</think>c</think><answer>42</answer>", 0.0),
-        ("Sure! <think>r</think><answer>42</answer>", 0.0),
-        ("<think>r</think>42", 0.0),
-        ("<think>r</think><answer> </answer>", 0.0),
-    ],
-    ids=[
-        "paper one-line",
-        "newline layout",
-        "trailing garbage",
-        "two answers",
-        "empty think",
-        "nested think",
-        "text before think",
-        "no answer tag",
-        "empty answer",
-    ],
-)
-def test_r1_zero_table(completion: str, value: float) -> None:
-    assert _value(completion, _R1_ZERO) == value
-
-
-@pytest.mark.parametrize(
     "completion",
     [
         "",
@@ -67,16 +38,15 @@ def test_other_arrangements_of_the_tags_are_wrong(completion: str) -> None:
 @pytest.mark.parametrize(
     ("completion", "value"),
     [
-        ("|special_token|reasoning|special_token|summary", 1.0),
-        ("|special_token||special_token|summary", 1.0),
-        ("|special_token|reasoning|special_token| ", 0.0),
-        ("|special_token|reasoning", 0.0),
-        ("a|special_token|reasoning|special_token|summary", 0.0),
-        ("|special_token|a|special_token|b|special_token|c", 0.0),
+        ("r</think><answer>42</answer>", 1.0),
+        ("<think>r</think><answer>42</answer>", 0.0),  # a second one
+        ("r<answer>42</answer>", 0.0),
     ],
 )
-def test_special_token_table(completion: str, value: float) -> None:
-    assert _value(completion, _SPECIAL) == value
+def test_a_prompt_that_opens_the_reasoning_leaves_the_rest_to_the_completion(
+    completion: str, value: float
+) -> None:
+    assert _value(completion, '{"template":"r1-zero","opened":true}') == value
 
 
 def test_the_special_token_can_be_chosen() -> None:

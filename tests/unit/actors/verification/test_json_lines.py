@@ -14,8 +14,8 @@ from actors.verification.json_lines import (
     BadLine,
     LineJob,
     LineSplitter,
+    bad_line_verdict,
     parse_line,
-    render_bad_line,
     render_verdict,
 )
 from common.config import RewardWeight
@@ -54,9 +54,27 @@ def test_a_good_line_becomes_a_job_with_the_kinds_own_fields() -> None:
 
 def test_kind_format_is_judged_by_the_lines_own_template() -> None:
     line = b'{"id":1,"completion":"","template":"special-token"}'
-    parsed = parse_line(line, "format", (RewardWeight(name="format"),))
+    parsed = parse_line(line, "format", (RewardWeight(name="format", kind="format"),))
     assert isinstance(parsed, LineJob)
     assert parsed.job.checks[0].reference_json == '{"template":"special-token"}'
+
+
+def test_the_prompt_on_a_line_is_kept_for_models() -> None:
+    line = b'{"id":1,"completion":"x","prompt":"Who?"}'
+    parsed = parse_line(line, "helpful", _ACCURACY)
+    assert isinstance(parsed, LineJob)
+    assert parsed.job.prompt == "Who?"
+
+
+def test_a_reward_that_is_computed_from_tokens_needs_them_on_the_line() -> None:
+    terms = (RewardWeight(name="repetition", options={"ngram": 2}),)
+    parsed = parse_line(b'{"id":1,"completion":"x","token_ids":[5,5,5]}', "math", terms)
+    assert isinstance(parsed, LineJob)
+    assert (parsed.token_ids, parsed.job.checks) == ((5, 5, 5), ())
+    for line in (b'{"id":1,"completion":"x"}', b'{"id":1,"completion":"x","token_ids":["a"]}'):
+        bad = parse_line(line, "math", terms)
+        assert isinstance(bad, BadLine)
+        assert bad.reason == "token_ids must be a list of numbers: the reward needs it"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +103,7 @@ def test_a_bad_line_is_answered_with_its_id_where_known(
     assert isinstance(parsed, BadLine)
     assert parsed.line_id == line_id
     assert reason in parsed.reason
-    answer = json.loads(render_bad_line(parsed))
+    answer = json.loads(render_verdict(parsed.line_id, bad_line_verdict(parsed)))
     assert answer["id"] == line_id
     assert (answer["status"], answer["reward"]) == ("bad-input", None)
 

@@ -13,7 +13,6 @@ from actors.verification.judgement import (
     parse_reply,
     run_checks,
 )
-from actors.verification.registry import VERIFIERS
 from common.codec import pack
 from common.errors import DataError, DecodeError
 from common.types import VerdictStatus
@@ -42,8 +41,11 @@ def test_an_unknown_kind_is_bad_input() -> None:
     assert _values("2", kind="chess") == [None]
 
 
-def test_the_table_holds_the_kinds_that_are_complete() -> None:
-    assert sorted(VERIFIERS) == ["arithmetic", "countdown", "format"]
+def test_each_check_is_timed() -> None:
+    ticks = iter([0.0, 0.5, 2.0])
+    checks = (Check(kind="longer-than", reference_json="2"),) * 2
+    job = VerifyJob(completion="abc", checks=checks)
+    assert run_checks(job, _VERIFIERS, lambda: next(ticks)).check_seconds == (0.5, 1.5)
 
 
 def test_a_reply_comes_back_as_it_was_sent() -> None:

@@ -1,0 +1,68 @@
+"""What a model is shown of a completion: the summary, or the steps."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.verification.models.response import (
+    AGGREGATIONS,
+    STEP_BORDERS,
+    final_summary,
+    split_steps,
+)
+
+
+@pytest.mark.parametrize(
+    ("completion", "summary"),
+    [
+        ("<think>a</think> The answer is 3. ", "The answer is 3."),
+        ("a</think>b</think>c", "c"),
+        ("no tags at all", "no tags at all"),
+        ("<think>never closed", None),
+        ("<think>closed</think>  \n", None),
+        ("", None),
+    ],
+)
+def test_the_summary_is_what_stands_after_the_last_thought(
+    completion: str, summary: str | None
+) -> None:
+    assert final_summary(completion) == summary
+
+
+def test_a_prompt_template_may_open_the_thought_that_the_completion_must_close() -> None:
+    assert final_summary("cut off in the middle", inside_thought=True) is None
+    assert final_summary("done</think>3", inside_thought=True) == "3"
+
+
+@pytest.mark.parametrize(
+    ("borders", "text", "steps"),
+    [
+        ("blank-line", "a\nb\n\nc\n \n\n d ", ["a\nb", "c", "d"]),
+        ("newline", "a\n\n b\nc", ["a", "b", "c"]),
+        ("numbered", "So:\n1. one\n more\n2) two\nStep 3: three", ["So:", "1. one\n more", "2) two",
+                                                               "Step 3: three"]),
+        ("numbered", "there are 2. of them", ["there are 2. of them"]),
+        ("newline", " \n \n", []),
+    ],
+)  # fmt: skip
+def test_steps_are_cut_where_the_splitter_declares(
+    borders: str, text: str, steps: list[str]
+) -> None:
+    assert [text[step.start : step.end] for step in split_steps(text, borders)] == steps
+
+
+@given(st.text("ab1.\n "), st.sampled_from(sorted(STEP_BORDERS)))
+def test_no_character_that_is_not_blank_falls_between_two_steps(text: str, borders: str) -> None:
+    steps = split_steps(text, borders)
+    inside = "".join(text[step.start : step.end] for step in steps)
+    assert "".join(inside.split()) == "".join(text.split())
+    assert all(before.end <= after.start for before, after in itertools.pairwise(steps))
+
+
+def test_an_answer_is_as_good_as_its_worst_step_or_as_all_of_them() -> None:
+    assert AGGREGATIONS["min"]([0.9, 0.2, 0.5]) == 0.2
+    assert AGGREGATIONS["product"]([0.5, 0.5, 0.8]) == pytest.approx(0.2)

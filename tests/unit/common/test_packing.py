@@ -1,0 +1,28 @@
+"""Rows are filled best-fit: nothing is lost, the budget holds, a long sequence stands alone."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.packing import PackedRows, pack_rows
+
+_Lengths = st.lists(st.integers(1, 50), max_size=40).map(lambda drawn: sorted(drawn)[::-1])
+
+
+@given(_Lengths, st.integers(0, 40), st.integers(1, 100))
+def test_every_sequence_has_one_place_within_the_budget(
+    lengths: list[int], row_tokens: int, budget: int
+) -> None:
+    batches = list(pack_rows(lengths, row_tokens=row_tokens, budget_tokens=budget))
+    placed = [item for batch in batches for row in batch.rows for item in row]
+    assert sorted(placed) == list(range(len(lengths)))
+    for batch in batches:
+        assert batch.num_places <= budget or len(batch.rows) == 1
+        assert batch.row_length == max(row_tokens, lengths[batch.rows[0][0]])
+        assert all(sum(lengths[item] for item in row) <= batch.row_length for row in batch.rows)
+
+
+def test_a_sequence_goes_into_the_fullest_row_that_has_room() -> None:
+    (batch,) = pack_rows([10, 7, 6, 3], row_tokens=0, budget_tokens=30)
+    assert batch == PackedRows(10, ((0,), (1, 3), (2,)))
