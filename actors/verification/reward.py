@@ -102,9 +102,10 @@ def compose_verdict(
 
     ``token_ids`` of the completion, as sampled, are what shaping terms are computed from.
 
-    ``bad-input`` of any term is the verdict's status; otherwise ``wrong-format`` when any term
-    found the required form missing. Failures of the machinery carry no reward, except
-    ``limit-exceeded``, where every judged component is :data:`LIMIT_EXCEEDED_VALUE`.
+    ``bad-input`` of any term is the verdict's status; otherwise ``limit-exceeded`` when a limit
+    cost an answer something, or ``wrong-format`` when the required form was missing. Failures of
+    the machinery carry no reward, except ``limit-exceeded`` of a whole job, where every judged
+    component is :data:`LIMIT_EXCEEDED_VALUE`.
     """
     if not terms:
         reason = "no term of verifier.rewards applies to this prompt's task and set"
@@ -120,8 +121,8 @@ def compose_verdict(
             status=VerdictStatus.BAD_INPUT, reward=None, reason=_joined_reasons(unjudged)
         )
     statuses = {item.status for item in reply.judgements}
-    wrong_format = VerdictStatus.WRONG_FORMAT in statuses
-    status = VerdictStatus.WRONG_FORMAT if wrong_format else VerdictStatus.GRADED
+    gravest = (VerdictStatus.LIMIT_EXCEEDED, VerdictStatus.WRONG_FORMAT)
+    status = next((item for item in gravest if item in statuses), VerdictStatus.GRADED)
     judged = (item.value or 0.0 for item in reply.judgements)
     values = _term_values(terms, judged, token_ids)
     return _judged(terms, values, status, _joined_reasons(reply.judgements))

@@ -291,7 +291,7 @@ def test_math_verify_says_the_same_of_rationals(
     data: st.DataObject, value: Fraction, shift: int
 ) -> None:
     gold, answer = data.draw(_spelling(value)), data.draw(_spelling(_shifted(value, shift)))
-    assume("\\div" not in gold + answer and "\\," not in gold + answer)
+    assume(not re.search(r"\\div|\\,|\d \d", gold + answer))  # spellings that it does not read
     gold, answer = gold.replace("\u2212", "-"), answer.replace("\u2212", "-")
     theirs = math_verify.verify(
         math_verify.parse(f"\\boxed{{{gold}}}"), math_verify.parse(f"\\boxed{{{answer}}}")

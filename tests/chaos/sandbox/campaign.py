@@ -25,7 +25,7 @@ from tests.integration.sandbox.problems import PROBLEMS
 
 HOSTILE_RATIO = 0.2
 MIN_SERVICE_RATIO = 0.9
-_LIMITS = BoxLimits(cpu_s=1.0, wall_s=4.0)
+_LIMITS = BoxLimits(cpu_s=2.5, wall_s=5.0)
 _CHUNK = 50
 
 

@@ -23,10 +23,15 @@ from common.types import VerdictStatus
 _GOLD_2 = '{"gold":"2"}'
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started_s = time.process_time()
-    work()
-    return time.process_time() - started_s
+def _seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    """Processor time of the fastest repeat: the collector of garbage may add to some."""
+    found = []
+    for _ in range(repeats):
+        compare.cache_clear()
+        started_s = time.process_time()
+        work()
+        found.append(time.process_time() - started_s)
+    return min(found)
 
 
 @pytest.fixture
@@ -58,8 +63,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
     ],
 )
 def test_row_39_towers_factorials_and_long_sums_are_refused_without_work(answer: str) -> None:
-    compare.cache_clear()
-    assert _seconds(lambda: compare(answer, "2")) < 0.1
+    assert _seconds(lambda: compare(answer, "2"), repeats=3) < 0.1
     judgement = compare(answer, "2")
     assert (judgement.status, judgement.value) == (VerdictStatus.GRADED, 0.0)
     assert judgement.reason
@@ -78,7 +82,6 @@ def test_row_39_towers_factorials_and_long_sums_are_refused_without_work(answer:
     ],
 )
 def test_row_39_the_largest_that_the_limits_let_through_end_within_the_limit(answer: str) -> None:
-    compare.cache_clear()
     assert _seconds(lambda: compare(answer, "\\sqrt{5}x")) < CPU_LIMIT_S + 0.1
     assert compare(answer, "\\sqrt{5}x").value == 0.0
 
@@ -91,7 +94,6 @@ def test_row_39_a_comparison_that_takes_longer_than_a_second_is_stopped(
             pass
 
     monkeypatch.setattr(evaluation.Evaluation, "value", endless)
-    compare.cache_clear()
     assert _seconds(lambda: compare("\\sqrt{3}", "\\sqrt{2}")) < CPU_LIMIT_S + 0.5
     assert "processor limit" in compare("\\sqrt{3}", "\\sqrt{2}").reason
     compare.cache_clear()
@@ -134,8 +136,7 @@ def test_row_39_the_limit_counts_processor_time_and_raises_in_the_block() -> Non
     ],
 )
 def test_row_40_deep_nesting_is_refused_by_the_grammar(answer: str) -> None:
-    compare.cache_clear()
-    assert _seconds(lambda: compare(answer, "2")) < 0.1
+    assert _seconds(lambda: compare(answer, "2"), repeats=3) < 0.1
     assert compare(answer, "2").value == 0.0
     assert compare(answer, "2").reason
 
@@ -185,7 +186,7 @@ _MEGABYTE = 1_000_000
     ],
 )
 def test_row_41_hostile_completions_take_milliseconds(completion: str) -> None:
-    assert _seconds(lambda: judge_math(completion, _GOLD_2)) < 0.5
+    assert _seconds(lambda: judge_math(completion, _GOLD_2), repeats=3) < 0.5
     assert judge_math(completion, _GOLD_2).value == 0.0
 
 
@@ -208,8 +209,7 @@ def test_row_41_an_answer_is_looked_for_at_the_end_only() -> None:
     ],
 )
 def test_row_42_long_numbers_large_sets_and_large_matrices_are_refused(answer: str) -> None:
-    compare.cache_clear()
-    assert _seconds(lambda: compare(answer, "2")) < 0.1
+    assert _seconds(lambda: compare(answer, "2"), repeats=3) < 0.1
     assert "at most" in compare(answer, "2").reason
 
 
