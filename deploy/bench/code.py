@@ -78,8 +78,11 @@ class _Judge:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=_PATIENCE_S)  # the end of its input ends it
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
     def judge(self, program: str, count: int) -> float:
         """Seconds for ``count`` right programs of one test; raises when one is not right."""

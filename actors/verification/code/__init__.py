@@ -1,0 +1,1 @@
+"""Kind ``code``: a program from a completion, run against hidden tests in a sandbox."""
