@@ -14,6 +14,8 @@ PACKAGES := actors broker common deploy learner tests
 BENCH ?= codec
 CHAOS ?=
 TEST_SECONDS ?= 1200
+# Most tests wait for processes that they start; the tests of one file run in order.
+TEST_WORKERS ?= 2
 
 .PHONY: help setup demo test test-fast lint fmt bench chaos-broker lock clean distclean
 .DEFAULT_GOAL := help
@@ -28,7 +30,7 @@ demo: setup ## watch a tiny model learn to think on this machine
 	$(BIN)/headrace demo
 
 test: setup ## all tests
-	timeout --foreground $(TEST_SECONDS) $(BIN)/pytest
+	timeout --foreground $(TEST_SECONDS) $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"

@@ -81,7 +81,7 @@ def test_a_channel_leaves_a_frozen_broker_within_three_heartbeats_and_returns(
         broker.process.send_signal(signal.SIGSTOP)
         frozen_at_s = time.monotonic()
         asking = asyncio.create_task(channel.request(GetStatus(), timeout_s=60.0))
-        while "the broker is silent" not in capfd.readouterr().out:
+        while "the broker is silent" not in "".join(capfd.readouterr()):
             assert time.monotonic() - frozen_at_s < 4.0 * interval_s
             await asyncio.sleep(0.02)
         noticed_s = time.monotonic() - frozen_at_s

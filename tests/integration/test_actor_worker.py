@@ -87,7 +87,7 @@ class FakeBroker:
         return [message for message in self.seen if isinstance(message, kind)]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
