@@ -51,6 +51,11 @@ class LengthTally:
             for group_id in event.group_ids:
                 self._count_tokens(ledger.groups[group_id], None)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has happened; so in most turns."""
+        return not (self.first or self.resampled or self.handed_over or self.masked)
+
     def clear(self) -> None:
         """Start anew."""
         for counts in (self.first, self.resampled, self.handed_over, self.masked):

@@ -89,6 +89,8 @@ def _count_event(metrics: Metrics, event: AnyEvent) -> None:
 
 def count_lengths(metrics: Metrics, tally: LengthTally) -> None:
     """Count answers and tokens by length, and empty ``tally``."""
+    if tally.is_empty:
+        return
     for sampling, answers in (("first", tally.first), ("resampled", tally.resampled)):
         for num_tokens, number in answers.items():
             for _ in range(number):

@@ -35,7 +35,7 @@ NUM_PRODUCERS = 4
 NUM_CONSUMERS = 2
 NUM_ROLLOUTS = 1024
 """Of each producer, in one round."""
-REPEATS = 7
+REPEATS = 5
 MIN_STORED = 0.90
 MIN_DIRECT = 0.95
 _SYNC_BYTES = 4 << 20
