@@ -13,7 +13,7 @@ BIN := .venv/bin
 PACKAGES := actors broker common deploy learner tests
 BENCH ?= codec
 CHAOS ?=
-TEST_SECONDS ?= 1200
+TEST_SECONDS ?= 1440
 # Most tests wait for processes that they start; the tests of one file run in order.
 TEST_WORKERS ?= 2
 
