@@ -6,19 +6,15 @@ The actor is in the test. It knows the answers, for a puzzle is a function of th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from broker.tasks import countdown
 from common.arrays import RolloutArrays
@@ -29,6 +25,7 @@ from common.reasoning_gym_catalog import is_installed, make_dataset
 from common.text_tokenizer import TextTokenizer
 from common.transport import Channel
 from common.types import FinishReason, Role, RolloutHeader, RolloutId, VersionSpan, WeightVersion
+from tests.integration.collect_roles import role, write_tokenizer_only
 
 pytestmark = pytest.mark.skipif(
     not is_installed(), reason="needs reasoning-gym (pip install 'headrace[tasks]')"
@@ -46,14 +43,7 @@ def score(completion, *, prompt, reference):
 
 
 def _write_run(folder: Path) -> Path:
-    model = folder / "model"
-    model.mkdir()
-    symbols = ["<pad>", "<eos>", "\n", *map(chr, range(32, 127))]
-    tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.save(str(model / "tokenizer.json"))
-    (model / "config.json").write_text('{"eos_token_id": 1, "pad_token_id": 0}', encoding="utf-8")
+    write_tokenizer_only(folder / "model", ["\n", *map(chr, range(32, 127))])
     (folder / "mine.py").write_text(_REWARD, encoding="utf-8")
     table = {
         "run": {"directory": "run", "kind": "collect", "id": "puzzles"},
@@ -83,21 +73,6 @@ def _write_run(folder: Path) -> Path:
     config = folder / "run.toml"
     config.write_text(tomli_w.dumps(table), encoding="utf-8")
     return config
-
-
-@contextlib.contextmanager
-def _role(command: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (
-        open(config.parent / f"{command}.log", "ab") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "common.cli", command, str(config)], stdout=log, stderr=log
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
 
 
 def _right_answer(prompt_id: str) -> str:
@@ -177,7 +152,7 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_puzzles_of_three_sets_are_judged_by_their_own_rules(tmp_path: Path) -> None:
     config = _write_run(tmp_path)
-    with _role("broker", config), _role("verifier", config), _role("collector", config) as last:
+    with role("broker", config), role("verifier", config), role("collector", config) as last:
         asyncio.run(_act_until_end(config, last))
         assert last.returncode == 0
     samples = _samples(tmp_path)

@@ -10,19 +10,16 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from common.arrays import RolloutArrays
 from common.config_loader import load_config, run_paths
@@ -31,6 +28,7 @@ from common.messages import Heartbeat, LeasePrompts, PromptLease, PromptLeases, 
 from common.text_tokenizer import TextTokenizer
 from common.transport import Channel
 from common.types import FinishReason, Role, RolloutHeader, RolloutId, VersionSpan, WeightVersion
+from tests.integration.collect_roles import role, write_tokenizer_only
 
 _NUM_PROMPTS = 60
 _GROUP_SIZE = 4
@@ -39,14 +37,7 @@ _VERSION = WeightVersion(incarnation=0, policy_step=0)
 
 def _write_run(folder: Path, monitor: dict[str, Any] | None = None) -> Path:
     """A collect run over held-out chain addition; the model is no more than its tokenizer."""
-    model = folder / "model"
-    model.mkdir(exist_ok=True)
-    symbols = ["<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyz0123456789+=<>/,"]
-    tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.save(str(model / "tokenizer.json"))
-    (model / "config.json").write_text('{"eos_token_id": 1, "pad_token_id": 0}', encoding="utf-8")
+    write_tokenizer_only(folder / "model", "abcdefghijklmnopqrstuvwxyz0123456789+=<>/,")
     table = {
         "run": {"directory": "run", "kind": "collect", "id": "collect-test"},
         "model": {"path": "model", "max_length": 128},
@@ -63,23 +54,6 @@ def _write_run(folder: Path, monitor: dict[str, Any] | None = None) -> Path:
     config = folder / "run.toml"
     config.write_text(tomli_w.dumps(table), encoding="utf-8")
     return config
-
-
-@contextlib.contextmanager
-def _role(command: str, config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (
-        open(config.parent / f"{command}.log", "ab") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "common.cli", command, str(config)],
-            stdout=log,
-            stderr=log,
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(timeout=20)
 
 
 class OracleActor:
@@ -182,7 +156,7 @@ def _check_results(output: Path) -> dict[str, Any]:
 
 def test_an_evaluation_has_the_metrics_of_its_answers(tmp_path: Path) -> None:
     config = _write_run(tmp_path)
-    with _role("broker", config), _role("verifier", config), _role("collector", config) as last:
+    with role("broker", config), role("verifier", config), role("collector", config) as last:
 
         async def scenario(_: OracleActor) -> None:
             await _wait_for(lambda: last.poll() is not None)
@@ -212,10 +186,10 @@ def test_a_verifier_that_the_monitor_paused_takes_no_work_and_nothing_is_lost(
         content: dict[str, Any] = json.loads(state_file.read_bytes())
         return content
 
-    with _role("broker", config), _role("collector", config) as last:
+    with role("broker", config), role("collector", config) as last:
 
         async def scenario(actor: OracleActor) -> None:
-            with _role("verifier", config):
+            with role("verifier", config):
                 await _wait_for(lambda: state_file.exists() and state()["state"] == "paused")
                 port = state()["metrics_port"]
                 await _wait_for(lambda: "headrace_verify_backlog 0.0" in _page(port, "/metrics")[1])
@@ -230,7 +204,7 @@ def test_a_verifier_that_the_monitor_paused_takes_no_work_and_nothing_is_lost(
             told = (tmp_path / "verifier.log").read_text(encoding="utf-8")
             assert "reward hacking suspected, repetition: " in told
             _write_run(tmp_path)  # somebody has looked at it
-            with _role("verifier", config):
+            with role("verifier", config):
                 await _wait_for(lambda: last.poll() is not None)
 
         asyncio.run(_with_actor(config, scenario, max_groups=1, stop_at=10))
@@ -244,7 +218,7 @@ def test_no_sample_is_lost_or_counted_twice_when_roles_are_killed(tmp_path: Path
     progress = tmp_path / "run" / "collector" / "samples.jsonl"
     with contextlib.ExitStack() as roles:
         running = {
-            command: roles.enter_context(_role(command, config))
+            command: roles.enter_context(role(command, config))
             for command in ("broker", "verifier", "collector")
         }
 
@@ -252,7 +226,7 @@ def test_no_sample_is_lost_or_counted_twice_when_roles_are_killed(tmp_path: Path
             await _wait_for(lambda: _num_lines(progress) >= num_lines)
             os.kill(running[command].pid, signal.SIGKILL)
             running[command].wait()
-            running[command] = roles.enter_context(_role(command, config))
+            running[command] = roles.enter_context(role(command, config))
 
         async def scenario(_: OracleActor) -> None:
             await kill_and_restart("collector", 20)

@@ -254,7 +254,10 @@ def test_a_cancelled_execution_ends_at_once() -> None:
     async def run() -> float:
         async with Sandbox(BoxLimits(), 1, tier=Tier.NAMESPACES) as sandbox:
             task = asyncio.create_task(sandbox.run(_script("import time; time.sleep(60)")))
-            await asyncio.sleep(0.2)
+            (pid,) = sandbox.pids
+            async with asyncio.timeout(20.0):
+                while not psutil.Process(pid).children():
+                    await asyncio.sleep(0.01)
             started_s = time.monotonic()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
