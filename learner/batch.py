@@ -41,10 +41,12 @@ class Document:
     """Of every token of the completion."""
     weight: float = 1.0
     """Factor of every token in the unnormalised sum."""
-    on_policy: bool = True
-    """True when every trained token was sampled by the weights that are trained now."""
+    lag: int = 0
+    """Steps between the weights that sampled its oldest trained token and those trained now."""
     trained: npt.NDArray[np.bool_] | None = None
     """[L], True where a token carries gradient; None means everywhere."""
+    reference_logprobs: npt.NDArray[np.float32] | None = None
+    """[L] nats, of the reference policy; None where the learner computes them, or needs none."""
 
     @property
     def length(self) -> int:
@@ -83,8 +85,12 @@ class Microbatch:
     """float32 [T]."""
     weights: Tensor
     """float32 [T]: factor of each token in the unnormalised sum."""
-    on_policy: Tensor
-    """bool [T]: sampled by the weights that are trained now."""
+    lags: Tensor
+    """int64 [T]: policy lag of the document that the token is of."""
+    lengths: Tensor
+    """int64 [S]: trained tokens of each document, in the order of the tokens."""
+    reference_logprobs: Tensor | None = None
+    """float32 [T] nats, where they came with the documents."""
 
     def to(self, device: torch.device) -> Microbatch:
         """The same microbatch on ``device``."""
@@ -106,7 +112,11 @@ def build_microbatch(
 
 
 def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
-    """Lay ``rows`` of documents out side by side; raises ``ValueError`` where a row overflows."""
+    """Lay ``rows`` of documents out side by side.
+
+    Raises ``ValueError`` where a row overflows, and where only some documents have
+    ``reference_logprobs``.
+    """
     shape = (len(rows), row_length)
     input_ids = np.full(shape, PADDING_ID, dtype=np.int64)
     position_ids = np.tile(np.arange(row_length, dtype=np.int64), (len(rows), 1))
@@ -141,7 +151,9 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
         ),
         advantages=_per_token(flat, [document.advantage for document in flat], np.float32),
         weights=_per_token(flat, [document.weight for document in flat], np.float32),
-        on_policy=_per_token(flat, [document.on_policy for document in flat], np.bool_),
+        lags=_per_token(flat, [document.lag for document in flat], np.int64),
+        lengths=torch.tensor([document.num_trained for document in flat], dtype=torch.int64),
+        reference_logprobs=_reference_logprobs(flat),
     )
 
 
@@ -154,9 +166,22 @@ def empty_microbatch() -> Microbatch:
         behavior_logprobs=np.zeros(1, dtype=np.float32),
         advantage=0.0,
         weight=0.0,
-        on_policy=False,
     )
     return pack([[document]], document.length)
+
+
+def _reference_logprobs(documents: Sequence[Document]) -> Tensor | None:
+    """float32 [T]; None where no document has any."""
+    found = [
+        document.select_trained(document.reference_logprobs)
+        for document in documents
+        if document.reference_logprobs is not None
+    ]
+    if found and len(found) < len(documents):
+        raise ValueError(
+            f"{len(found)} of {len(documents)} documents have reference log-probabilities"
+        )
+    return _joined(found, np.float32) if found else None
 
 
 def _joined(arrays: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic]) -> Tensor:

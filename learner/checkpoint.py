@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from common.errors import CheckpointError
 from common.files import fsync_directory, write_atomically
-from common.types import Count
+from common.types import INITIAL_VERSION, Count, WeightVersion
 from learner.digests import policy_digest
 from learner.mesh import Mesh
 from learner.model import PolicyModel
@@ -45,6 +45,8 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Of the resolved configuration."""
     file_bytes: dict[str, int] = {}
     """Size of every tensor file."""
+    reference_version: WeightVersion = INITIAL_VERSION
+    """The reference policy; its weights are under ``references/``."""
 
 
 def checkpoint_path(directory: Path, policy_step: int) -> Path:
@@ -94,6 +96,12 @@ def read_state(path: Path) -> CheckpointState:
         raise CheckpointError(
             f"{path}/{STATE_FILE}: cannot be read: {error} ({_cure(path)})"
         ) from (None)
+
+
+def named_references(directory: Path) -> set[WeightVersion]:
+    """References that complete checkpoints go on with."""
+    paths = [path for path in _complete_directories(directory) if _is_whole(path)]
+    return {read_state(path).reference_version for path in paths}
 
 
 def load_checkpoint(

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.arrays import RolloutArrays, arrays_from_frames
-from common.codec import Buffer, Decoded, pack, unpack
+from common.codec import pack, unpack
 from common.config import Config
 from common.errors import DataError, FatalError, RefusedError
 from common.messages import (
@@ -26,32 +26,23 @@ from common.messages import (
     FetchRollouts,
     Groups,
     PullGroups,
-    Request,
     Rollouts,
 )
 from common.payloads.client import Fetched, Wanted
 from common.types import Count, EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
 from learner.batch import Document
+from learner.broker_client import BrokerClient
 from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
 from learner.lineage import Lineage
-from learner.loss import token_weight
 from learner.mesh import Mesh
+from learner.objectives.aggregation import token_weight
+from learner.reference_source import ReferenceSource
 from learner.screening import Screen, has_foreign_tokens
 
 PULL_WAIT_S = 2.0
 ENDED_GROUPS = frozenset({"gone", "trained", "not_handed_over"})
 """Refusals that say: the groups of a recorded step can no longer be had."""
 _FETCH_ROLLOUTS = 512  # rollouts of one request: keeps replies far below the message cap
-
-
-class BrokerClient(Protocol):
-    """What the learner needs of :class:`common.sync_channel.SyncChannel`."""
-
-    def request(
-        self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
-    ) -> Decoded:
-        """Send ``message`` and return the reply."""
-        ...
 
 
 class PayloadFetcher(Protocol):
@@ -140,14 +131,21 @@ class GroupSource:
         stop: StopSignal,
         vocab_size: int,
         payloads: PayloadFetcher | None = None,
+        *,
+        attention_ratio: float = 0.0,
     ) -> None:
-        """``payloads`` fetches what is not with the broker."""
+        """``payloads`` fetches what is not with the broker.
+
+        ``attention_ratio`` of the policy says what a long answer costs, see ``common.balance``.
+        """
         self._payload_fetcher = payloads
         self._channel = channel
         self._mesh = mesh
         self._config = config
         self._stop = stop
         self._vocab_size = vocab_size
+        self._attention_ratio = attention_ratio
+        self.references = ReferenceSource(channel, mesh)
 
     def next_chunk(
         self, lineage: Lineage, policy_step: int, *, held: Sequence[int]
@@ -178,12 +176,15 @@ class GroupSource:
             groups = self._describe(layout.group_ids) if self._mesh.is_main else ()
             found = {group.group_id: group for group in groups}
             directive: Directive = Finish(ending=Ending.EXHAUSTED)
-            if all(group_id in found for group_id in layout.group_ids):
+            if all(self._is_replayable(found.get(group_id)) for group_id in layout.group_ids):
                 groups = tuple(found[group_id] for group_id in layout.group_ids)
                 directive = Accumulate(layout=layout, rollouts=_plan_all(screen, groups))
             directive = self._share(directive)
             chunk = self._fetch(directive, groups) if isinstance(directive, Accumulate) else None
             yield chunk if chunk is not None and chunk.layout == layout else None
+
+    def _is_replayable(self, group: VerifiedGroup | None) -> bool:
+        return group is not None and not self.references.others_in(group)
 
     def evict(self, group_ids: Sequence[int], reason: EvictReason) -> None:
         """Drop groups for ``reason``; only rank 0 tells the broker."""
@@ -218,6 +219,7 @@ class GroupSource:
     ) -> tuple[VerifiedGroup, ...]:
         kept = []
         for group in groups:
+            self.references.check(group)
             reason = screen.reason_to_evict(group)
             if reason is None:
                 kept.append(group)
@@ -233,6 +235,7 @@ class GroupSource:
             num_ranks=self._mesh.world_size,
             row_tokens=self._config.learner.row_tokens,
             microbatch_tokens=self._config.learner.microbatch_tokens,
+            attention_ratio=self._attention_ratio,
         )
         return Accumulate(layout=layout, rollouts=rollouts)
 
@@ -271,10 +274,13 @@ class GroupSource:
         documents: dict[RolloutId, Document] = {}
         bad: set[int] = set()
         received: set[RolloutId] = set()
+        references = self.references.fetch(wanted)
         for header, arrays in self._payloads(wanted, planned):
             rollout_id = header.rollout_id
             received.add(rollout_id)
-            if arrays is None or has_foreign_tokens(arrays, self._vocab_size):
+            reference = references.get(rollout_id)
+            is_lacking = bool(references) and reference is None
+            if arrays is None or is_lacking or has_foreign_tokens(arrays, self._vocab_size):
                 bad.add(rollout_id.group_id)
                 continue
             plan = planned[rollout_id]
@@ -284,8 +290,9 @@ class GroupSource:
                 behavior_logprobs=arrays.behavior_logprobs,
                 advantage=plan.advantage,
                 weight=token_weight(aggregation, plan.num_trained_tokens),
-                on_policy=plan.lag == 0,
+                lag=plan.lag,
                 trained=_trained_tokens(header, plan.masked_spans),
+                reference_logprobs=reference,
             )
         lost = {item.group_id for item in wanted if item not in received}
         return documents, _Failed(bad=tuple(sorted(bad)), lost=tuple(sorted(lost)))

@@ -8,7 +8,7 @@ from typing import Self
 
 from common.errors import ForbiddenError, InfraError
 from common.messages import Heartbeat
-from learner.group_source import BrokerClient
+from learner.broker_client import BrokerClient
 
 
 class HeartbeatThread:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from common.balance import sequence_cost, split_evenly
 from common.packing import pack_rows
 from common.types import Count, FiniteFloat, Record, RolloutId, SpanNumbers
 
@@ -78,12 +79,14 @@ def plan_chunk(
     num_ranks: int,
     row_tokens: int,
     microbatch_tokens: int,
+    attention_ratio: float = 0.0,
 ) -> ChunkLayout:
     """Divide ``rollouts`` over ranks and pack each share into microbatches.
 
-    ``row_tokens`` of 0 makes rows as long as the longest document of their microbatch.
+    ``row_tokens`` of 0 makes rows as long as the longest document of their microbatch;
+    ``attention_ratio`` is what attention adds to the cost, see :mod:`common.balance`.
     """
-    shares = split_over_ranks(rollouts, num_ranks)
+    shares = split_over_ranks(rollouts, num_ranks, attention_ratio)
     return ChunkLayout(
         group_ids=tuple(group_ids),
         ranks=tuple(
@@ -94,16 +97,12 @@ def plan_chunk(
 
 
 def split_over_ranks(
-    rollouts: Sequence[PlannedRollout], num_ranks: int
+    rollouts: Sequence[PlannedRollout], num_ranks: int, attention_ratio: float = 0.0
 ) -> list[list[PlannedRollout]]:
-    """Longest first, each to the rank with the fewest tokens so far (ties: the lowest rank)."""
-    shares: list[list[PlannedRollout]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for rollout in _longest_first(rollouts):
-        rank = loads.index(min(loads))
-        shares[rank].append(rollout)
-        loads[rank] += rollout.length
-    return shares
+    """Shares of like cost, see :func:`common.balance.split_evenly`; order does not matter."""
+    waiting = _longest_first(rollouts)
+    costs = [sequence_cost(rollout.length, attention_ratio) for rollout in waiting]
+    return [[waiting[item] for item in part] for part in split_evenly(costs, num_ranks)]
 
 
 def plan_microbatches(

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from common.config import LearnerConfig
 from common.errors import ModelDirectoryError
 from common.torch.logprob_head import token_logprobs
 from common.torch.pretrained import load_pretrained, read_model_config, refuse_long_windows
+from learner.activation_checkpointing import checkpoint_layers
 from learner.batch import Microbatch
 from learner.mesh import Mesh
 
@@ -25,9 +27,10 @@ from learner.mesh import Mesh
 class PolicyModel(nn.Module):
     """A causal language model whose forward returns log-probabilities of the completion tokens."""
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, *, float32_head: bool = False) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self._float32_head = float32_head
 
     def forward(
         self,
@@ -49,7 +52,12 @@ class PolicyModel(nn.Module):
         chosen = hidden.flatten(0, 1).index_select(0, positions)
         head = cast("nn.Linear", self.causal_lm.get_output_embeddings())
         return token_logprobs(
-            chosen, head.weight, target_ids, temperature=temperature, head_bias=head.bias
+            chosen,
+            head.weight,
+            target_ids,
+            temperature=temperature,
+            head_bias=head.bias,
+            float32=self._float32_head,
         )
 
     @property
@@ -57,14 +65,26 @@ class PolicyModel(nn.Module):
         """Ids below this exist."""
         return int(self.causal_lm.config.get_text_config().vocab_size)
 
+    @property
+    def attention_ratio(self) -> float:
+        """Layers times attention width over parameters: see ``common.balance.sequence_cost``."""
+        config = self.causal_lm.config.get_text_config()
+        heads = int(config.num_attention_heads)
+        width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        num_parameters = sum(int(weight.numel()) for weight in self.causal_lm.parameters())
+        return int(config.num_hidden_layers) * width / num_parameters
+
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under their canonical Hugging Face names, tied ones once, in model order."""
         yield from self.causal_lm.named_parameters()
 
 
-def load_policy(directory: Path, mesh: Mesh, *, max_length: int) -> PolicyModel:
+def load_policy(
+    directory: Path, mesh: Mesh, *, max_length: int, settings: LearnerConfig | None = None
+) -> PolicyModel:
     """Load and shard the model in ``directory``: float32 weights, on GPU computed in bfloat16.
 
+    ``settings`` say how it is computed: type of the head, activation checkpointing.
     Raises :class:`ModelDirectoryError` for a directory that is no such model.
     """
     config = read_model_config(directory, key="model.path")
@@ -74,7 +94,14 @@ def load_policy(directory: Path, mesh: Mesh, *, max_length: int) -> PolicyModel:
         AutoModelForCausalLM, directory, config, key="model.path", kind="causal language model"
     )
     # eval: dropout would make policy and behavior log-probabilities differ at lag 0
-    policy = PolicyModel(causal_lm).eval().to(mesh.device)
+    settings = settings or LearnerConfig()
+    policy = PolicyModel(causal_lm, float32_head=settings.head_dtype == "float32")
+    policy = policy.eval().to(mesh.device)
+    checkpoint_layers(
+        _decoder_layers(causal_lm),
+        settings.activation_checkpointing,
+        every=settings.activation_checkpoint_every,
+    )
     return _sharded(policy, mesh)
 
 

@@ -1,8 +1,7 @@
-"""AdamW, learning-rate schedules and clipping, alike for plain and for sharded parameters."""
+"""AdamW and clipping, alike for plain and for sharded parameters."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,26 +9,43 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from learner.narrow_adamw import NarrowAdamW
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def build_adamw(
-    parameters: Iterable[nn.Parameter], *, betas: tuple[float, float], weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); matrices decay, norms and biases do not.
+    parameters: Iterable[nn.Parameter],
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    decay_on: str = "matrices",
+    moments: str = "float32",
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with moments of type ``moments``.
 
-    The moments exist from the start, so that a checkpoint of step 0 is like any other.
+    ``decay_on`` ``matrices`` leaves norms and biases out of the weight decay, ``all`` does not. The
+    moments exist from the start, so that a checkpoint of step 0 is like any other.
     """
     weights = list(parameters)
+    exempt = [item for item in weights if item.ndim < 2 and decay_on == "matrices"]
+    exempt_ids = {id(item) for item in exempt}
+    decayed = [item for item in weights if id(item) not in exempt_ids]
     groups = [
-        {"params": [item for item in weights if item.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [item for item in weights if item.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
     ]
     used = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(used, lr=0.0, betas=betas, fused=True)
+    optimizer: torch.optim.Optimizer
+    if moments == "bfloat16":
+        optimizer = NarrowAdamW(used, betas=betas)
+    else:
+        optimizer = torch.optim.AdamW(used, lr=0.0, betas=betas, fused=True)
     for weight in weights:
         optimizer.state[weight] = {
             "step": torch.zeros((), dtype=torch.float32, device=weight.device),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
+            "exp_avg": torch.zeros_like(weight, dtype=_DTYPES[moments]),
+            "exp_avg_sq": torch.zeros_like(weight, dtype=_DTYPES[moments]),
         }
     return optimizer
 
@@ -38,22 +54,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def warmup_constant(step: int, *, peak: float, warmup_steps: int) -> float:
-    """Linear from ``peak / warmup_steps`` at step 0 to ``peak``, then constant."""
-    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
-
-
-def warmup_cosine(
-    step: int, *, peak: float, final: float, warmup_steps: int, num_steps: int
-) -> float:
-    """Linear warm-up, then half a cosine from ``peak`` down to ``final`` at ``num_steps - 1``."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    remaining = max(1, num_steps - 1 - warmup_steps)
-    progress = min(1.0, (step - warmup_steps) / remaining)
-    return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * progress))
 
 
 def normalize_gradients(parameters: Iterable[nn.Parameter], denominator: float) -> None:

@@ -114,6 +114,8 @@ def _replay(run: TrainingRun, records: tuple[StepRecord, ...]) -> bool:
 def _replay_step(run: TrainingRun, record: StepRecord) -> bool:
     if record.world_size != run.mesh.world_size:
         return False
+    if record.reference_version not in (None, run.reference_version):
+        return False
     batch = run.updater.start_batch(record.policy_step)
     for chunk in run.source.replay_chunks(run.lineage, record.policy_step, record.chunks):
         if chunk is None:
@@ -123,6 +125,7 @@ def _replay_step(run: TrainingRun, record: StepRecord) -> bool:
     if not outcome.finite or run.digest() != record.weight_digest:
         return False
     run.policy_step = record.policy_step + 1
+    run.renew_reference()
     report_step(run, batch, outcome)
     return True
 

@@ -18,16 +18,25 @@ from common.config_loader import to_toml
 from common.lifecycle import Process
 from common.messages import CommitCheckpoint, CommitStep
 from common.payloads.wiring import SyncPayloadClient
-from common.types import Role
+from common.torch.weight_files import prune_versions
+from common.types import INITIAL_VERSION, Role, WeightVersion
+from learner.broker_client import BrokerClient
 from learner.canary import compute_canary
-from learner.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from learner.checkpoint import (
+    CheckpointState,
+    load_checkpoint,
+    named_references,
+    save_checkpoint,
+)
 from learner.digests import policy_digest
-from learner.group_source import BrokerClient, GroupSource, PayloadFetcher
+from learner.group_source import GroupSource, PayloadFetcher
 from learner.lineage import Lineage
 from learner.mesh import Mesh
 from learner.model import PolicyModel, load_policy
-from learner.optim import build_adamw, set_learning_rate, warmup_constant
+from learner.optim import build_adamw, set_learning_rate
 from learner.publishing import Publisher
+from learner.reference import Reference
+from learner.schedule import learning_rate
 from learner.step_metrics import Stopwatch, Telemetry
 from learner.step_record import StepRecord, write_step_record
 from learner.update import StepOutcome, TrainingBatch, Updater
@@ -49,6 +58,8 @@ class TrainingRun:
     telemetry: Telemetry | None
     """On rank 0 only."""
     lineage: Lineage
+    reference: Reference | None
+    """None without a KL term."""
     policy_step: int = 0
     saved_step: int = -1
     """``policy_step`` of the newest checkpoint."""
@@ -58,13 +69,14 @@ class TrainingRun:
         """The resolved configuration."""
         return self.process.config
 
+    @property
+    def reference_version(self) -> WeightVersion | None:
+        """The reference policy that the next step is computed with, None without a KL term."""
+        return None if self.reference is None else self.reference.version
+
     def apply(self, batch: TrainingBatch) -> StepOutcome:
         """Turn an accumulated batch into new weights, unless it is not finite."""
-        settings = self.config.learner
-        rate = warmup_constant(
-            batch.policy_step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps
-        )
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, learning_rate(self.config.learner, batch.policy_step))
         return self.updater.apply(batch)
 
     def digest(self) -> str:
@@ -82,6 +94,7 @@ class TrainingRun:
                 chunks=tuple(batch.layouts),
                 world_size=self.mesh.world_size,
                 weight_digest=digest,
+                reference_version=self.reference_version,
             )
             write_step_record(self.process.paths.step_records, record)
             self.channel.request(
@@ -92,6 +105,21 @@ class TrainingRun:
                 )
             )
         self.policy_step = batch.policy_step + 1
+
+    def renew_reference(self) -> None:
+        """Make the policy the reference where ``learner.reference_reset_every`` says so."""
+        every = self.config.learner.reference_reset_every
+        if self.reference is not None and every and self.policy_step % every == 0:
+            self.reference.become(self.policy, self.lineage.version(self.policy_step))
+            self.expect_reference()
+
+    def expect_reference(self) -> None:
+        """Groups come with the log-probabilities of this reference, where verifiers compute them.
+
+        The broker learns it by :meth:`ReferenceSource.tell`, once no replay is left.
+        """
+        if self.config.has_verifier_reference:
+            self.source.references.version = self.reference_version
 
     def publish(self) -> None:
         """Hand the weights as they are to the weight plane."""
@@ -114,6 +142,7 @@ class TrainingRun:
                     self.mesh,
                     keep=self.config.learner.keep_checkpoints,
                 )
+            self._drop_old_references()
         self.saved_step = self.policy_step
         self.commit_checkpoint()
 
@@ -127,6 +156,9 @@ class TrainingRun:
         directory = self.process.paths.checkpoints
         state = load_checkpoint(directory, policy_step, self.policy, self.optimizer, self.mesh)
         self.policy_step = self.saved_step = policy_step
+        if self.reference is not None:
+            self.reference.go_back(state.reference_version)
+            self.expect_reference()
         if self.mesh.is_main and state.config_digest != config_digest(self.config):
             self.process.log.warning(
                 "configuration changed since the checkpoint", checkpoint=policy_step
@@ -141,7 +173,14 @@ class TrainingRun:
             optimizer_steps=self.policy_step,
             weight_digest=self.digest(),
             config_digest=config_digest(self.config),
+            reference_version=self.reference_version or INITIAL_VERSION,
         )
+
+    def _drop_old_references(self) -> None:
+        """Keep the references that a checkpoint goes on with."""
+        if self.mesh.is_main and self.reference is not None:
+            named = named_references(self.process.paths.checkpoints)
+            prune_versions(self.process.paths.references, 1, named)
 
 
 def build_run(
@@ -151,29 +190,57 @@ def build_run(
     config = process.config
     torch.set_num_threads(config.learner.num_threads)
     path, max_length = Path(config.model.path), config.model.max_length
-    policy = load_policy(path, mesh, max_length=max_length)
-    reference = None
-    if config.learner.loss.kl_coefficient > 0:
-        reference = load_policy(path, mesh, max_length=max_length).requires_grad_(False)
+    policy = load_policy(path, mesh, max_length=max_length, settings=config.learner)
+    reference = _reference(process, mesh)
     weights = [weight for _, weight in policy.named_weights()]
     optimizer = build_adamw(
-        weights, betas=config.learner.betas, weight_decay=config.learner.weight_decay
+        weights,
+        betas=config.learner.betas,
+        weight_decay=config.learner.weight_decay,
+        decay_on=config.learner.weight_decay_on,
+        moments=config.learner.optimizer_dtype,
     )
-    return TrainingRun(
+    run = TrainingRun(
         process=process,
         channel=channel,
         mesh=mesh,
         publisher=publisher,
         policy=policy,
         optimizer=optimizer,
-        updater=Updater(policy, optimizer, config, mesh, reference),
+        updater=Updater(
+            policy, optimizer, config, mesh, None if reference is None else reference.model
+        ),
         source=GroupSource(
-            channel, mesh, config, process.stop, policy.vocab_size, _payloads(process, channel)
+            channel,
+            mesh,
+            config,
+            process.stop,
+            policy.vocab_size,
+            _payloads(process, channel),
+            attention_ratio=policy.attention_ratio,
         ),
         stopwatch=Stopwatch(),
         telemetry=Telemetry(config, process.paths, process.metrics) if mesh.is_main else None,
         lineage=Lineage(),
+        reference=reference,
     )
+    run.expect_reference()
+    return run
+
+
+def _reference(process: Process, mesh: Mesh) -> Reference | None:
+    """The initial reference policy; its model only where this learner computes with it."""
+    config = process.config
+    if config.learner.loss.kl_coefficient <= 0:
+        return None
+
+    def load() -> PolicyModel:
+        path = Path(config.model.path)
+        model = load_policy(path, mesh, max_length=config.model.max_length, settings=config.learner)
+        return model.requires_grad_(False)
+
+    model = None if config.has_verifier_reference else load()
+    return Reference(root=process.paths.references, mesh=mesh, load_initial=load, model=model)
 
 
 def _payloads(process: Process, channel: BrokerClient) -> PayloadFetcher | None:

@@ -17,9 +17,9 @@ from common.types import (
     VerifiedRollout,
     WeightVersion,
 )
-from learner.advantage import group_advantages
 from learner.layout import PlannedRollout
 from learner.lineage import Lineage
+from learner.objectives.advantages import planned_advantages
 
 _TEMPERATURE_ROUNDING = 1e-6
 
@@ -56,12 +56,9 @@ class Screen:
 
         A rollout whose tokens are all masked carries none, but its reward counts for the others.
         """
-        settings = self.config.learner.loss
         items = judged(group)
         rewards = [item.verdict.reward for item in items if item.verdict.reward is not None]
-        advantages = group_advantages(
-            rewards, std=settings.advantage_std, epsilon=settings.advantage_epsilon
-        )
+        advantages = planned_advantages(rewards, self.config.learner.loss)
         return [
             PlannedRollout(
                 rollout_id=item.rollout.rollout_id,

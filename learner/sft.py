@@ -34,8 +34,8 @@ from learner.optim import (
     clip_gradients,
     normalize_gradients,
     set_learning_rate,
-    warmup_cosine,
 )
+from learner.schedule import learning_rate
 from learner.sft_corpus import encode_corpus, example_order, read_corpus
 
 _REPORT_S = 2.0
@@ -58,7 +58,9 @@ def run_sft(config: Config) -> None:
         max_length=config.model.max_length,
     )
     with learner_mesh() as mesh:
-        policy = load_policy(model_dir, mesh, max_length=config.model.max_length)
+        policy = load_policy(
+            model_dir, mesh, max_length=config.model.max_length, settings=config.learner
+        )
         fine_tune(policy, documents, config, mesh, SftReporter(config, mesh, log))
         output = Path(config.sft.output)
         export_model(policy, mesh, source=model_dir, output=output, dtype=config.model.dtype)
@@ -78,7 +80,13 @@ def fine_tune(
     """
     settings = config.sft
     weights = [weight for _, weight in policy.named_weights()]
-    optimizer = build_adamw(weights, betas=_BETAS, weight_decay=settings.weight_decay)
+    optimizer = build_adamw(
+        weights,
+        betas=_BETAS,
+        weight_decay=settings.weight_decay,
+        decay_on=config.learner.weight_decay_on,
+        moments=config.learner.optimizer_dtype,
+    )
     order = example_order(
         len(documents),
         batch_size=settings.batch_size,
@@ -89,7 +97,7 @@ def fine_tune(
     for step, indices in enumerate(order):
         batch = [documents[index] for index in indices]
         num_tokens = sum(len(document.completion_token_ids) for document in batch)
-        rate = _learning_rate(config, step)
+        rate = learning_rate(settings, step)
         set_learning_rate(optimizer, rate)
         losses.append(_train_step(policy, optimizer, batch, num_tokens, config, mesh))
         if not np.isfinite(losses[-1]):
@@ -134,6 +142,7 @@ def _accumulate(
         num_ranks=mesh.world_size,
         row_tokens=config.learner.row_tokens,
         microbatch_tokens=config.learner.microbatch_tokens,
+        attention_ratio=policy.attention_ratio,
     )
     mine = layout.ranks[mesh.rank]
     total = torch.zeros((), dtype=torch.float64)
@@ -155,17 +164,6 @@ def _planned(rollout_id: RolloutId, document: Document) -> PlannedRollout:
         num_completion_tokens=len(document.completion_token_ids),
         advantage=0.0,
         lag=0,
-    )
-
-
-def _learning_rate(config: Config, step: int) -> float:
-    settings = config.sft
-    return warmup_cosine(
-        step,
-        peak=settings.learning_rate,
-        final=settings.final_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        num_steps=settings.num_steps,
     )
 
 

@@ -112,6 +112,7 @@ def describe_outcome(outcome: StepOutcome) -> dict[str, object]:
         "importance_capped_ratio": outcome.mean("capped"),
         "clip_ratio": outcome.mean("clipped"),
         "kl_behavior": outcome.mean("behavior_kl"),
+        "kl_reference": outcome.mean("reference_kl", over="reference_tokens"),
         "kl_behavior_lag0": outcome.mean("on_policy_kl", over="on_policy_tokens"),
         "logprob_gap_lag0_max": (
             outcome.on_policy_gap if outcome.sums["on_policy_tokens"] else None

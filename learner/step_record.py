@@ -12,7 +12,7 @@ import msgspec
 
 from common.errors import CheckpointError
 from common.files import write_atomically
-from common.types import Count
+from common.types import Count, WeightVersion
 from learner.layout import ChunkLayout
 
 
@@ -29,6 +29,8 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     world_size: Count
     weight_digest: str
     """Of the float32 weights after the step."""
+    reference_version: WeightVersion | None = None
+    """The reference policy that the step was computed with, None without a KL term."""
 
 
 def record_path(directory: Path, policy_step: int, incarnation: int) -> Path:

@@ -12,8 +12,9 @@ from common.errors import FatalError
 from common.lifecycle import Process
 from common.messages import EndRun
 from common.types import EvictReason
+from learner.broker_client import BrokerClient
 from learner.export import export_model
-from learner.group_source import BrokerClient, Ending
+from learner.group_source import Ending
 from learner.mesh import Mesh
 from learner.publishing import Publisher
 from learner.reporting import report_step
@@ -35,6 +36,7 @@ def train(process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publis
     """
     run = build_run(process, channel, mesh, publisher)
     start_or_resume(run)
+    run.source.references.tell()
     run.publish()
     process.ready(version=str(run.lineage.version(run.policy_step)))
     ending = Ending.COMPLETED
@@ -94,6 +96,8 @@ def complete_step(
     """
     with run.stopwatch.stage("commit"):
         run.record_and_commit(batch)
+        run.renew_reference()
+        run.source.references.tell()
     run.publish()
     report_step(run, batch, outcome, shown)
     if run.policy_step % run.config.learner.checkpoint_every == 0:

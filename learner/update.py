@@ -1,26 +1,30 @@
 """One training batch, from chunks of groups to new weights.
 
 Gradients are accumulated as *unnormalised* sums while groups arrive, and divided once by the number
-that the whole batch came to: no chunk has to know what will follow it.
+that the whole batch came to: no chunk has to know what will follow it. Only advantages that are
+normalised over the whole batch (``advantage_over = "batch"``) make chunks wait for the last one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from common.config import Config
+from common.config import Config, LossConfig
 from common.types import VerifiedGroup
 from learner.batch import Microbatch, build_microbatch, empty_microbatch
 from learner.group_source import Chunk
 from learner.layout import ChunkLayout
-from learner.loss import denominator, k3_kl, policy_objective
 from learner.mesh import Mesh
 from learner.model import PolicyModel, evaluate_policy, run_policy
+from learner.objectives.advantages import batch_advantages
+from learner.objectives.aggregation import denominator
+from learner.objectives.kl import k3_kl
+from learner.objectives.objective import ObjectiveTerms, TokenInputs, policy_objective
 from learner.optim import clip_gradients, normalize_gradients
 
 SUMS = (
@@ -33,6 +37,8 @@ SUMS = (
     "entropy",
     "on_policy_tokens",
     "on_policy_kl",
+    "reference_kl",
+    "reference_tokens",
 )
 """What every microbatch adds up; one number each over its trained tokens."""
 
@@ -45,6 +51,8 @@ class TrainingBatch:
     layouts: list[ChunkLayout] = field(default_factory=list)
     groups: list[VerifiedGroup] = field(default_factory=list)
     """On rank 0 only."""
+    waiting: list[Chunk] = field(default_factory=list)
+    """Chunks whose advantages need the whole batch; nothing of them is computed yet."""
     denominator: float = 0.0
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
     """[len(SUMS)], of this rank."""
@@ -99,7 +107,21 @@ class Updater:
         return TrainingBatch(policy_step)
 
     def accumulate(self, batch: TrainingBatch, chunk: Chunk) -> None:
-        """Add the gradient sums of ``chunk``; a rank without work left computes with weight 0."""
+        """Add the gradient sums of ``chunk``, or keep it until the batch is whole."""
+        if self._config.learner.loss.advantage_over == "batch":
+            batch.waiting.append(chunk)
+        else:
+            self._compute(batch, chunk)
+        batch.layouts.append(chunk.layout)
+        batch.groups.extend(chunk.groups)
+        batch.denominator += denominator(
+            self._config.learner.loss.aggregation,
+            chunk.trained_lengths,
+            max_tokens=self._config.actor.max_tokens,
+        )
+
+    def _compute(self, batch: TrainingBatch, chunk: Chunk) -> None:
+        """Forward and backward; a rank without work left computes with weight 0."""
         mine = chunk.layout.ranks[self._mesh.rank]
         for number in range(chunk.layout.num_microbatches):
             has_work = number < len(mine)
@@ -110,16 +132,12 @@ class Updater:
             if has_work:
                 batch.sums += sums
                 batch.on_policy_gap = max(batch.on_policy_gap, gap)
-        batch.layouts.append(chunk.layout)
-        batch.groups.extend(chunk.groups)
-        batch.denominator += denominator(
-            self._config.learner.loss.aggregation,
-            chunk.trained_lengths,
-            max_tokens=self._config.actor.max_tokens,
-        )
 
     def apply(self, batch: TrainingBatch) -> StepOutcome:
         """Divide, clip and step, unless loss or gradient is not finite on any rank."""
+        for chunk in with_batch_advantages(batch.waiting, self._config.learner.loss):
+            self._compute(batch, chunk)
+        batch.waiting.clear()
         normalize_gradients(self._parameters, batch.denominator)
         norm = clip_gradients(self._parameters, self._config.learner.max_grad_norm)
         sums = self._mesh.sum(batch.sums.clone())
@@ -134,26 +152,27 @@ class Updater:
         return StepOutcome(finite=finite, loss=loss, grad_norm=norm, sums=named, on_policy_gap=gap)
 
     def _forward_backward(self, microbatch: Microbatch) -> tuple[Tensor, float]:
-        settings = self._config.learner.loss
         temperature = self._config.actor.temperature
-        reference_logprobs = None
+        reference_logprobs = microbatch.reference_logprobs
         if self._reference is not None:
             reference_logprobs = evaluate_policy(self._reference, microbatch, temperature)
         policy_logprobs, entropy = run_policy(self.policy, microbatch, temperature)
         terms = policy_objective(
-            policy_logprobs=policy_logprobs,
-            behavior_logprobs=microbatch.behavior_logprobs,
-            advantages=microbatch.advantages,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            importance_cap=settings.importance_cap,
-            reference_logprobs=reference_logprobs,
-            kl_coefficient=settings.kl_coefficient,
+            self._config.learner.loss,
+            TokenInputs(
+                policy_logprobs=policy_logprobs,
+                behavior_logprobs=microbatch.behavior_logprobs,
+                advantages=microbatch.advantages,
+                lengths=microbatch.lengths,
+                lags=microbatch.lags,
+                reference_logprobs=reference_logprobs,
+                entropy=entropy,
+            ),
         )
         loss = -(terms.objective * microbatch.weights).sum()
         loss.backward()
         behavior_kl = k3_kl(microbatch.behavior_logprobs, policy_logprobs.detach())
-        on_policy = microbatch.on_policy
+        on_policy = microbatch.lags == 0
         gap = (policy_logprobs.detach() - microbatch.behavior_logprobs).abs() * on_policy
         sums = _sums(
             (
@@ -163,12 +182,47 @@ class Updater:
                 terms.clipped,
                 terms.capped,
                 behavior_kl,
-                entropy,
+                entropy.detach(),
                 on_policy,
                 behavior_kl * on_policy,
+                *_kl_and_tokens(terms),
             )
         )
         return sums, float(gap.max())
+
+
+def with_batch_advantages(chunks: Sequence[Chunk], settings: LossConfig) -> list[Chunk]:
+    """``chunks`` with the advantages of all their rollouts normalised together.
+
+    Every rank knows every planned rollout, so all arrive at the same numbers.
+    """
+    planned = {
+        rollout_id: rollout.advantage
+        for chunk in chunks
+        for rollout_id, rollout in chunk.rollouts.items()
+        if rollout_id.group_id in chunk.layout.group_ids
+    }
+    values = batch_advantages(list(planned.values()), settings)
+    advantages = dict(zip(planned, values.tolist(), strict=True))
+    return [
+        replace(
+            chunk,
+            documents={
+                rollout_id: replace(document, advantage=advantages[rollout_id])
+                for rollout_id, document in chunk.documents.items()
+                if rollout_id in advantages
+            },
+        )
+        for chunk in chunks
+    ]
+
+
+def _kl_and_tokens(terms: ObjectiveTerms) -> tuple[Tensor, Tensor]:
+    """The KL to the reference and 1 for every token that has one."""
+    if terms.reference_kl is None:
+        nothing = terms.objective.new_zeros(())
+        return nothing, nothing
+    return terms.reference_kl, torch.ones_like(terms.reference_kl)
 
 
 def _sums(terms: Sequence[Tensor]) -> Tensor:

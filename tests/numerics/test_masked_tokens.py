@@ -14,8 +14,8 @@ from torch import Tensor
 from common.arrays import RolloutArrays
 from learner.batch import Document, pack
 from learner.group_source import Chunk
-from learner.loss import Aggregation
 from learner.model import load_policy
+from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun
 from learner.update import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo
@@ -172,4 +172,5 @@ def test_a_masked_document_packs_the_trained_tokens_in_their_places() -> None:
     assert packed.positions.tolist() == [2, 4]
     assert packed.target_ids.tolist() == [6, 8]
     assert packed.behavior_logprobs.tolist() == [-1.0, -3.0]
-    assert packed.advantages.shape == packed.weights.shape == packed.on_policy.shape == (2,)
+    assert packed.advantages.shape == packed.weights.shape == packed.lags.shape == (2,)
+    assert packed.lengths.tolist() == [2]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.arrays import RolloutArrays
+from common.arrays import Float32Array, RolloutArrays
 from common.codec import Buffer, Decoded
 from common.errors import RefusedError
 from common.messages import (
@@ -22,16 +22,20 @@ from common.messages import (
     DescribeGroups,
     EndRun,
     EvictGroups,
+    FetchReferences,
     FetchRollouts,
     Groups,
     PullGroups,
+    References,
     Request,
     ResumeLearner,
     Rollouts,
+    SetReference,
 )
 from common.types import (
     FinishReason,
     Prompt,
+    ReferenceHeader,
     RewardComponent,
     RolloutHeader,
     RolloutId,
@@ -74,6 +78,8 @@ def reward_of(group_id: int, index: int) -> float:
     return float((group_id + index) % 2)
 
 
+ReferenceOf = Callable[[WeightVersion, RolloutArrays], Float32Array]
+"""(reference policy, rollout) -> log-probabilities of its completion."""
 Masks = Callable[[int, int], tuple[tuple[int, ...], tuple[int, ...]]]
 """(group_id, index) -> where the version spans of that rollout start, and which are masked."""
 
@@ -96,6 +102,8 @@ class FakeBroker:
     """Every group was sampled so many steps before it is pulled (never before step 0)."""
     reward: Callable[[int, int], float] = reward_of
     masks: Masks = nothing_masked
+    reference: ReferenceOf | None = None
+    """Computes reference log-probabilities, where verifiers do."""
     kill_at: int | None = None
     """The learner dies at this request (counted from 1), once."""
     kill_after_effect: bool = False
@@ -112,6 +120,10 @@ class FakeBroker:
     versions: dict[int, WeightVersion] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     ended: bool = False
+    reference_version: WeightVersion | None = None
+    """As the learner said last."""
+    references: dict[int, WeightVersion] = field(default_factory=dict)
+    """Those that groups were handed over with."""
 
     def request(
         self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = 60.0
@@ -137,6 +149,8 @@ class FakeBroker:
         room = self.chunk_sizes[len(message.held) % len(self.chunk_sizes)]
         taken = [self._next() for _ in range(min(room, message.max_groups)) if self._has_more()]
         self.handed_over += taken
+        if self.reference_version is not None:
+            self.references |= dict.fromkeys(taken, self.reference_version)
         return Groups(
             groups=tuple(self.group(item) for item in taken), exhausted=not self._has_more()
         )
@@ -156,6 +170,24 @@ class FakeBroker:
             headers.append(self._header(rollout_id, arrays))
             frames += arrays.frames()
         return Rollouts(rollouts=tuple(headers)), frames
+
+    def on_SetReference(self, message: SetReference) -> AnyMessage:
+        """Groups that are handed over from here on bring it; the learner holds none of them."""
+        self.waiting = sorted({*self.waiting, *self.handed_over})
+        self.handed_over = []
+        self.reference_version = message.version
+        return Ack()
+
+    def on_FetchReferences(self, message: FetchReferences) -> tuple[AnyMessage, list[memoryview]]:
+        """The log-probabilities, in the order asked for."""
+        assert self.reference is not None
+        headers, frames = [], []
+        for rollout_id in message.rollout_ids:
+            version = self.references[rollout_id.group_id]
+            logprobs = self.reference(version, self.sample(rollout_id.group_id, rollout_id.index))
+            headers.append(ReferenceHeader(reference_version=version, num_tokens=len(logprobs)))
+            frames.append(logprobs.data)
+        return References(references=tuple(headers)), frames
 
     def on_CommitStep(self, message: CommitStep) -> AnyMessage:
         """A step is committed once; repeating it changes nothing."""
@@ -212,7 +244,10 @@ class FakeBroker:
             _, masked = self.masks(group_id, index)
             rollouts.append(
                 VerifiedRollout(
-                    rollout=header, verdict=self._verdict(rollout_id), masked_spans=masked
+                    rollout=header,
+                    verdict=self._verdict(rollout_id),
+                    masked_spans=masked,
+                    reference_version=self.references.get(group_id),
                 )
             )
         prompt = Prompt(prompt_id=f"p{group_id}", text="1+2=", task="arithmetic")

@@ -150,3 +150,10 @@ def test_a_damaged_weight_file_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ModelDirectoryError, match="cannot be loaded"):
         load_policy(directory, ALONE, max_length=64)
+
+
+def test_attention_is_priced_by_layers_times_width_over_parameters(policy: PolicyModel) -> None:
+    config = policy.causal_lm.config.get_text_config()
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
+    parameters = sum(weight.numel() for _, weight in policy.named_weights())
+    assert policy.attention_ratio == pytest.approx(2 * 32 / parameters)

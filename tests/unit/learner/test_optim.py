@@ -1,4 +1,4 @@
-"""AdamW, its schedule and its gradients, alike however the gradients came about."""
+"""AdamW and its gradients, alike however the gradients came about."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from learner.optim import (
     clip_gradients,
     normalize_gradients,
     set_learning_rate,
-    warmup_constant,
 )
 
 
@@ -19,9 +18,10 @@ def _weights() -> list[nn.Parameter]:
     return [nn.Parameter(torch.full((2, 2), 2.0)), nn.Parameter(torch.full((3,), 2.0))]
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_matrices_decay_and_vectors_do_not(moments: str) -> None:
     weights = _weights()
-    optimizer = build_adamw(weights, betas=(0.9, 0.999), weight_decay=0.5)
+    optimizer = build_adamw(weights, betas=(0.9, 0.999), weight_decay=0.5, moments=moments)
     set_learning_rate(optimizer, 0.1)
     normalize_gradients(weights, 1.0)
     optimizer.step()
@@ -71,7 +71,14 @@ def test_a_norm_that_is_not_finite_is_reported_and_spreads_nowhere() -> None:
     assert weights[1].grad.tolist() == [1.0] * 3
 
 
-def test_warm_up_is_linear_then_constant() -> None:
-    rates = [warmup_constant(step, peak=1.0, warmup_steps=4) for step in range(6)]
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert warmup_constant(0, peak=1.0, warmup_steps=0) == 1.0
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_norms_and_biases_decay_where_that_is_asked_for(moments: str) -> None:
+    weights = _weights()
+    optimizer = build_adamw(
+        weights, betas=(0.9, 0.999), weight_decay=0.5, decay_on="all", moments=moments
+    )
+    set_learning_rate(optimizer, 0.1)
+    normalize_gradients(weights, 1.0)
+    optimizer.step()
+    for weight in weights:
+        torch.testing.assert_close(weight.detach(), torch.full_like(weight, 2.0 * (1 - 0.1 * 0.5)))

@@ -16,7 +16,6 @@ from common.errors import ConfigError, FatalError, PromptFileError
 from common.text_tokenizer import TextTokenizer
 from learner.batch import Document
 from learner.model import load_policy
-from learner.optim import warmup_cosine
 from learner.sft import fine_tune, run_sft
 from learner.sft_corpus import encode_corpus, example_order, read_corpus
 from learner.tiny_model import EOS_ID
@@ -192,17 +191,6 @@ def test_every_epoch_shows_every_example_once() -> None:
 def test_a_batch_may_be_larger_than_the_corpus() -> None:
     (batch,) = example_order(3, batch_size=7, num_steps=1, seed=0)
     assert np.bincount(batch).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
-
-
-def test_the_cosine_warms_up_peaks_and_ends_at_its_final_rate() -> None:
-    rates = [
-        warmup_cosine(step, peak=1.0, final=0.1, warmup_steps=4, num_steps=21) for step in range(21)
-    ]
-    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert rates[4] == 1.0
-    assert rates[12] == pytest.approx(0.55)
-    assert rates[20] == pytest.approx(0.1)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
 def test_the_text_of_the_test_model_is_known() -> None:

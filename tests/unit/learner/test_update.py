@@ -16,8 +16,8 @@ from common.types import RolloutId
 from learner.batch import Document, build_microbatch
 from learner.group_source import Chunk, Ending
 from learner.layout import ChunkLayout
-from learner.loss import Aggregation
 from learner.model import load_policy, run_policy
+from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun
 from learner.update import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo

@@ -1,0 +1,32 @@
+"""Rules for how the learner computes and steps: schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from common.config import Config, LearnerConfig, SftConfig
+
+
+def learner_rules(config: Config) -> Iterator[str]:
+    """What is wrong with the settings of ``[learner]`` and ``[sft]``, each with its cure."""
+    yield from _schedule_rules("learner", config.learner)
+    yield from _schedule_rules("sft", config.sft)
+
+
+def _schedule_rules(section: str, settings: LearnerConfig | SftConfig) -> Iterator[str]:
+    if not 0 <= settings.final_learning_rate_ratio <= 1:
+        yield (
+            f"{section}.final_learning_rate_ratio must be 0 to 1, got "
+            f"{settings.final_learning_rate_ratio:g} (use 0.1, a tenth of the peak)"
+        )
+    if settings.warmup_steps < 0:
+        yield (
+            f"{section}.warmup_steps must be >= 0, got {settings.warmup_steps} (use 0 for no "
+            "warm-up)"
+        )
+    if settings.schedule != "constant" and settings.warmup_steps >= settings.num_steps:
+        yield (
+            f"{section}.warmup_steps must be below {section}.num_steps = {settings.num_steps} for "
+            f'the schedule "{settings.schedule}", got {settings.warmup_steps} (use a tenth of the '
+            "steps)"
+        )
