@@ -25,6 +25,9 @@ def after_verdict(
     ledger: Ledger, group: GroupRecord, index: int, verdict: Verdict
 ) -> tuple[AnyEvent, ...]:
     """What follows when ``verdict`` is the last that ``group`` lacks; nothing before that."""
+    last = group.indices[-1]
+    if last.verdict is None and index + 1 != len(group.indices):  # so for most: they come in order
+        return ()
     if [item.verdict for item in group.indices].count(None) > 1:
         return ()
     answers: list[Answer] = []

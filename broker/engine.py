@@ -16,13 +16,13 @@ from broker.groups import GENERATING, VERIFYING, GroupRecord
 from broker.leases import Held, LeaseTable, Work
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
-from broker.length_tally import LengthTally
+from broker.length_tally import COUNTED_BY_LENGTH, LengthTally
 from broker.rollout_rules import release_prompt
 from broker.snapshots import Snapshot
 from broker.verdict_rules import release_rollout
 from common.codec import Buffer
 from common.messages import Lease
-from common.types import RolloutHeader, RolloutId
+from common.types import ReferenceHeader, RolloutHeader, RolloutId, WeightVersion
 
 _Outcome = TypeVar("_Outcome")
 
@@ -40,6 +40,20 @@ class PayloadStore(Protocol):
 
     def payload(self, rollout_id: RolloutId) -> tuple[RolloutHeader, list[memoryview]]:
         """Header and three frames; ``KeyError`` if there is no such rollout."""
+        ...
+
+
+class ReferenceStore(Protocol):
+    """Where reference log-probabilities are kept; they leave with the payloads of their group."""
+
+    def add_reference(self, rollout_id: RolloutId, header: ReferenceHeader, frame: Buffer) -> None:
+        """Keep those of one rollout under one reference."""
+        ...
+
+    def reference(
+        self, rollout_id: RolloutId, version: WeightVersion
+    ) -> tuple[ReferenceHeader, memoryview]:
+        """Header and frame; ``KeyError`` if there are none."""
         ...
 
 
@@ -66,9 +80,13 @@ class Engine:
     def do(self, decision: Decision[_Outcome], now_s: float) -> _Outcome:
         """Apply a decision and return its outcome."""
         for event in decision.events:
-            ended = self._ended(event) if type(event) in _ENDS_GROUPS else ()
-            self._follow_leases(event, now_s)
-            self.lengths.observe(event, self.ledger)
+            kind = type(event)
+            ended = self._ended(event) if kind in _ENDS_GROUPS else ()
+            follow = _FOLLOW.get(kind)
+            if follow is not None:  # keeps the table of leases in step with the ledger
+                follow(self, event, now_s)
+            if kind in COUNTED_BY_LENGTH:
+                self.lengths.observe(event, self.ledger)
             if self.snapshot is not None:
                 self.snapshot.keep(event)
             self.ledger.apply(event)
@@ -102,12 +120,6 @@ class Engine:
             return event.group_ids
         return (event.group_id,) if isinstance(event, events.DeadLettered) else ()
 
-    def _follow_leases(self, event: AnyEvent, now_s: float) -> None:
-        """Keep the table of leases in step with the ledger."""
-        follow = _FOLLOW.get(type(event))
-        if follow is not None:
-            follow(self, event, now_s)
-
     def _on_leased(self, event: events.Leased, now_s: float) -> None:
         self.ages.start(event.group_id, now_s)
         self._grant(event.owner, event, event.indices, Work.GENERATE, now_s)
@@ -140,7 +152,7 @@ class Engine:
 
     def _finish(self, group_id: int, index: int) -> None:
         """End whoever holds this index: its work is done or was given back."""
-        item = self.ledger.groups[group_id].indices[index]
+        item = self.ledger.state.groups[group_id].indices[index]
         if item.phase is GENERATING:
             self.leases.finish(item.attempt, index)
         elif item.phase is VERIFYING:

@@ -133,12 +133,33 @@ class PayloadLost(Event, frozen=True):
 
 
 class Verified(Event, frozen=True):
-    """The first judged verdict of a rollout."""
+    """The first judged verdict of a rollout, or the same once more with a ``reference``.
+
+    Log-probabilities of that reference policy are kept from here on.
+    """
 
     group_id: Count
     index: Count
     attempt: Count
     verdict: Verdict
+    reference: WeightVersion | None = None
+
+
+class ReferenceWanted(Event, frozen=True):
+    """A judged rollout waits for a verifier: it lacks the log-probabilities of the reference."""
+
+    group_id: Count
+    index: Count
+
+
+class ReferenceSet(Event, frozen=True):
+    """The learner trains with this reference; None: nobody asks verifiers for one.
+
+    Judged rollouts of these groups wait for a verifier if they lack its log-probabilities.
+    """
+
+    version: WeightVersion | None
+    group_ids: GroupIds = ()
 
 
 class GroupJudged(Event, frozen=True):
@@ -265,6 +286,8 @@ AnyEvent = (
     | VerifyReleased
     | PayloadLost
     | Verified
+    | ReferenceWanted
+    | ReferenceSet
     | GroupJudged
     | HandedOver
     | PutBack

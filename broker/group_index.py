@@ -87,12 +87,18 @@ class GroupIndex:
     _filed: dict[int, _Filed] = field(default_factory=dict)
     _tallies: dict[int, Tally] = field(default_factory=dict)
 
-    def move(self, group: GroupRecord, item: IndexRecord, phase: Phase) -> None:
-        """Let an index of a filed group be in ``phase``; :meth:`file` follows."""
+    def move(self, group: GroupRecord, item: IndexRecord, phase: Phase) -> bool:
+        """Let an index of a filed group be in ``phase``; returns whether :meth:`file` must follow.
+
+        How a group is filed depends on which phases it has any index in, not on how many.
+        """
         tally = self._tallies[group.group_id]
-        tally[item.phase] -= 1
-        tally[phase] += 1
+        left = tally[item.phase] - 1
+        tally[item.phase] = left
+        number = tally[phase] + 1
+        tally[phase] = number
         item.phase = phase
+        return left == 0 or number == 1
 
     def file(self, group: GroupRecord) -> None:
         """File ``group`` as it is now; it keeps its turn wherever it was filed before."""

@@ -111,6 +111,8 @@ class GroupRecord(msgspec.Struct, gc=False):
     """Of the prompt in the list of its set; None where prompts do not come back."""
     is_judged: bool = False
     """Whether every answer has had a verdict; a lost one that is sampled again counts no more."""
+    references: dict[int, WeightVersion] = msgspec.field(default_factory=dict)
+    """Reference policy whose log-probabilities are kept last, by index."""
 
     @property
     def phases(self) -> set[Phase]:
@@ -160,13 +162,20 @@ class GroupRecord(msgspec.Struct, gc=False):
             prompt=self.prompt,
             deadline_step=self.deadline_step,
             rollouts=tuple(
-                _verified_rollout(item, masked_spans.get(index, ()))
+                _verified_rollout(item, masked_spans.get(index, ()), self.references.get(index))
                 for index, item in enumerate(self.indices)
             ),
         )
 
 
-def _verified_rollout(item: IndexRecord, masked_spans: tuple[int, ...]) -> VerifiedRollout:
+def _verified_rollout(
+    item: IndexRecord, masked_spans: tuple[int, ...], reference: WeightVersion | None
+) -> VerifiedRollout:
     if item.rollout is None or item.verdict is None:
         raise ValueError("only a verified index has a verdict")
-    return VerifiedRollout(rollout=item.rollout, verdict=item.verdict, masked_spans=masked_spans)
+    return VerifiedRollout(
+        rollout=item.rollout,
+        verdict=item.verdict,
+        masked_spans=masked_spans,
+        reference_version=reference,
+    )

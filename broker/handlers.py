@@ -6,21 +6,25 @@ the request and asks again when something has changed. A :class:`RefusedError` b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from broker import (
     difficulty_rules,
     payload_rules,
+    reference_rules,
     resume_rules,
     rollout_rules,
     step_rules,
     verdict_rules,
 )
-from broker.engine import Engine
+from broker.engine import Engine, ReferenceStore
+from broker.events import Verified
 from broker.exchange import Answer, Ask, Identity
 from broker.fleet import Fleet
 from broker.leases import Held
+from broker.ledger_state import Decision
 from broker.peers import Peers
 from broker.prompts.mixture import PromptSource
 from broker.status import run_status
@@ -30,7 +34,7 @@ from common.codec import Buffer
 from common.content_hash import content_hash
 from common.errors import RefusedError
 from common.messages import Request
-from common.types import Role, RolloutHeader, WeightVersion
+from common.types import ReferenceHeader, Role, RolloutHeader, RolloutId, WeightVersion
 
 MAX_LEASES_PER_REPLY = 1024
 
@@ -39,13 +43,20 @@ class Handlers:
     """Dispatch from request to answer over the engine, the fleet and the prompt source."""
 
     def __init__(
-        self, engine: Engine, fleet: Fleet, source: PromptSource, identity: Identity
+        self,
+        engine: Engine,
+        fleet: Fleet,
+        source: PromptSource,
+        identity: Identity,
+        references: ReferenceStore | None = None,
     ) -> None:
+        """``references`` keeps reference log-probabilities, where verifiers compute them."""
         self._engine = engine
         self._ledger = engine.ledger
         self._fleet = fleet
         self._source = source
         self._identity = identity
+        self._references = references
         self._ended = False
         self._samplers = Peers()
         self._judges = Peers()
@@ -191,11 +202,34 @@ class Handlers:
     def _submit_verdict(self, ask: Ask[messages.SubmitVerdict]) -> Answer:
         message = ask.message
         decision = verdict_rules.submit_verdict(
-            self._ledger, message.rollout_id, message.verify_attempt, message.verdict
+            self._ledger,
+            message.rollout_id,
+            message.verify_attempt,
+            message.verdict,
+            message.reference,
         )
+        if message.reference is not None:
+            self._keep_reference(message.rollout_id, message.reference, decision, ask.frames[0])
         outcome = self._engine.do(decision, ask.now_s)
         difficulty_rules.check_yield(self._ledger)
-        return Answer(messages.Ack(outcome=outcome))
+        return _acknowledged(outcome)
+
+    def _keep_reference(
+        self,
+        rollout_id: RolloutId,
+        header: ReferenceHeader,
+        decision: Decision[rollout_rules.Outcome],
+        frame: Buffer,
+    ) -> None:
+        """Keep log-probabilities that were taken; others are of no use to anybody."""
+        taken = (event for event in decision.events if isinstance(event, Verified))
+        if any(event.reference is not None for event in taken):
+            self._kept_references().add_reference(rollout_id, header, frame)
+
+    def _kept_references(self) -> ReferenceStore:
+        if self._references is None:
+            raise RefusedError("gone", "no reference log-probabilities are kept here")
+        return self._references
 
     # --- consumption ------------------------------------------------------------------------------
 
@@ -229,6 +263,25 @@ class Handlers:
             headers.append(header)
             frames.extend(arrays)
         return Answer(messages.Rollouts(rollouts=tuple(headers)), frames)
+
+    def _set_reference(self, ask: Ask[messages.SetReference]) -> Answer:
+        self._engine.do(reference_rules.set_reference(self._ledger, ask.message.version), ask.now_s)
+        return Answer(messages.Ack())
+
+    def _fetch_references(self, ask: Ask[messages.FetchReferences]) -> Answer:
+        found = [self._reference(rollout_id) for rollout_id in ask.message.rollout_ids]
+        headers = tuple(header for header, _ in found)
+        return Answer(messages.References(references=headers), [frame for _, frame in found])
+
+    def _reference(self, rollout_id: RolloutId) -> tuple[ReferenceHeader, Buffer]:
+        group = self._ledger.groups.get(rollout_id.group_id)
+        version = None if group is None else group.references.get(rollout_id.index)
+        try:
+            if version is not None:
+                return self._kept_references().reference(rollout_id, version)
+        except KeyError:
+            pass
+        raise RefusedError("gone", f"no reference log-probabilities of {rollout_id} are kept")
 
     def _commit_step(self, ask: Ask[messages.CommitStep]) -> Answer:
         self._engine.do(step_rules.commit_step(self._ledger, ask.message), ask.now_s)
@@ -303,6 +356,12 @@ class Handlers:
         return Answer(run_status(self._ledger, self._identity.run_id, self.num_parked))
 
 
+@functools.cache
+def _acknowledged(outcome: rollout_rules.Outcome) -> Answer:
+    """The acknowledgement of a verdict, which says nothing of its own."""
+    return Answer(messages.Ack(outcome=outcome))
+
+
 def _content_hash(ask: Ask[messages.SubmitRollout]) -> str:
     """Hash of the rollout: of its frames, or as the client says where they are elsewhere.
 
@@ -327,6 +386,8 @@ _HANDLERS: dict[type[Request], Callable[[Handlers, Ask[Any]], Answer | None]] = 
     messages.PullGroups: Handlers._pull_groups,
     messages.DescribeGroups: Handlers._describe_groups,
     messages.FetchRollouts: Handlers._fetch_rollouts,
+    messages.SetReference: Handlers._set_reference,
+    messages.FetchReferences: Handlers._fetch_references,
     messages.CommitStep: Handlers._commit_step,
     messages.CommitCheckpoint: Handlers._commit_checkpoint,
     messages.ResumeLearner: Handlers._resume_learner,

@@ -94,6 +94,11 @@ def _lines(entry: Entry, since: int) -> list[dict[str, Any]]:
     if entry.payload is not None:
         header = _named(entry.payload)
         lines.append({"payload": header, "bytes": entry.payload_bytes})
+    if entry.reference is not None:
+        group_id, index, attempt = entry.reference_of
+        of = {"group_id": group_id, "index": index, "attempt": attempt}
+        header = _named(entry.reference)
+        lines.append({"reference": header, "of": of, "bytes": entry.payload_bytes})
     if entry.part is not None:
         lines.append(_part_line(entry, entry.part.number))
     for number, event in enumerate(entry.events, entry.first_event):

@@ -125,6 +125,7 @@ _Key = TypeVar("_Key")
 
 
 def _discard(attempts: dict[_Key, set[int]], key: _Key, attempt: int) -> None:
-    attempts[key].discard(attempt)
-    if not attempts[key]:
+    left = attempts[key]
+    left.discard(attempt)
+    if not left:
         del attempts[key]

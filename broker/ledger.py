@@ -175,15 +175,32 @@ class Ledger:
 
     def _on_verify_released(self, event: events.VerifyReleased) -> None:
         group = self.groups[event.group_id]
-        self._release(group, event.index, GENERATED, event.lost, event.error)
+        item = group.indices[event.index]
+        phase = GENERATED if item.verdict is None else self._judged_phase(group, event.index)
+        self._release(group, event.index, phase, event.lost, event.error)
         self.index.file(group)
 
     def _on_verified(self, event: events.Verified) -> None:
-        group = self.groups[event.group_id]
+        group = self.state.groups[event.group_id]
         item = group.indices[event.index]
-        self.index.move(group, item, VERIFIED)
+        is_filed_anew = self.index.move(group, item, VERIFIED)
         item.owner, item.verify_attempt, item.verdict = "", event.attempt, event.verdict
+        if event.reference is not None:
+            group.references[event.index] = event.reference
+        if is_filed_anew:
+            self.index.file(group)
+
+    def _on_reference_wanted(self, event: events.ReferenceWanted) -> None:
+        group = self.groups[event.group_id]
+        group.references.pop(event.index, None)
+        self.index.move(group, group.indices[event.index], GENERATED)
         self.index.file(group)
+
+    def _on_reference_set(self, event: events.ReferenceSet) -> None:
+        self.state.reference = event.version
+        for group_id in event.group_ids:
+            self._settle_references(self.groups[group_id])
+            self.index.file(self.groups[group_id])
 
     def _on_payload_lost(self, event: events.PayloadLost) -> None:
         group = self.groups[event.group_id]
@@ -191,6 +208,7 @@ class Ledger:
         self.index.move(group, item, WAITING)
         item.owner = ""
         item.rollout, item.content_hash, item.verdict, item.masked_spans = None, "", None, ()
+        group.references.pop(event.index, None)
         item.num_lost += 1
         self.index.file(group)
 
@@ -286,8 +304,24 @@ class Ledger:
 
     def _place(self, group_ids: Iterable[int], place: Place) -> None:
         for group_id in group_ids:
-            self.groups[group_id].place = place
-            self.index.file(self.groups[group_id])
+            group = self.groups[group_id]
+            group.place = place
+            if self.state.reference is not None:
+                self._settle_references(group)
+            self.index.file(group)
+
+    def _settle_references(self, group: GroupRecord) -> None:
+        """Let judged rollouts wait for a verifier exactly while they lack the reference."""
+        for index, item in enumerate(group.indices):
+            if item.verdict is not None and item.phase is not VERIFYING:
+                self.index.move(group, item, self._judged_phase(group, index))
+
+    def _judged_phase(self, group: GroupRecord, index: int) -> Phase:
+        """Where a judged rollout stands that no verifier holds."""
+        wanted = self.state.reference
+        if wanted is None or group.place is not OPEN or group.references.get(index) == wanted:
+            return VERIFIED
+        return GENERATED
 
     def _drop(self, group_ids: Iterable[int]) -> None:
         for group_id in group_ids:
@@ -316,6 +350,8 @@ _APPLY: dict[type[AnyEvent], Callable[[Ledger, Any], None]] = {
     events.VerifyReleased: Ledger._on_verify_released,
     events.PayloadLost: Ledger._on_payload_lost,
     events.Verified: Ledger._on_verified,
+    events.ReferenceWanted: Ledger._on_reference_wanted,
+    events.ReferenceSet: Ledger._on_reference_set,
     events.GroupJudged: Ledger._on_group_judged,
     events.HandedOver: Ledger._on_handed_over,
     events.PutBack: Ledger._on_put_back,

@@ -13,7 +13,7 @@ from broker.groups import GroupRecord
 from broker.prompts.state import PromptsState
 from broker.timeline import Timeline
 from common.messages import PublishWeights
-from common.types import EvictReason
+from common.types import EvictReason, WeightVersion
 
 _Outcome = TypeVar("_Outcome")
 
@@ -35,6 +35,7 @@ class LedgerRules:
     max_dropped_batches: int = 10
     retire_pass_rate: float = 0.0
     retire_after: int = 2
+    has_verifier_reference: bool = False
 
 
 class Decision(msgspec.Struct, Generic[_Outcome], frozen=True, gc=False):
@@ -65,3 +66,5 @@ class LedgerState(msgspec.Struct):
     manifest: bytes = b""
     sealed: bool = False
     collector_nonce: str = ""
+    reference: WeightVersion | None = None
+    """Reference policy that the learner trains with, where verifiers compute with it."""

@@ -18,6 +18,8 @@ from broker.ledger import Ledger
 from common.types import EvictReason
 
 LENGTHS = (64, 256, 1024, 4096, 16384)
+COUNTED_BY_LENGTH = frozenset((events.Generated, events.HandedOver, events.Evicted))
+"""Kinds of event that :meth:`LengthTally.observe` looks at."""
 
 
 def length_label(num_tokens: int) -> str:

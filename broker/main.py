@@ -19,6 +19,7 @@ from broker.permissions import AccessControl
 from broker.prompt_rules import open_prompt_sets
 from broker.prompts.mixture import Mixture
 from broker.prompts.opening import open_prompt_source
+from broker.reference_rules import drop_unused
 from broker.server import Server
 from broker.watchdog import Watchdog
 from common.broker_socket import BrokerSocket
@@ -47,6 +48,7 @@ def ledger_rules(config: Config) -> LedgerRules:
         max_dropped_batches=config.learner.max_dropped_batches,
         retire_pass_rate=config.prompts.retire_pass_rate,
         retire_after=config.prompts.retire_after,
+        has_verifier_reference=config.has_verifier_reference,
     )
 
 
@@ -57,7 +59,12 @@ async def run_broker(process: Process) -> None:
     try:
         security = _security(process)
         secure = None if security is None else security.secure
-        socket = BrokerSocket.bind(broker_endpoint(process.config), secure=secure)
+        memory = MemoryPlan.under(process.config.broker.max_memory_bytes)
+        socket = BrokerSocket.bind(
+            broker_endpoint(process.config),
+            secure=secure,
+            max_frame_bytes=memory.largest_frame_bytes,
+        )
         try:
             access = AccessControl(None if security is None else security.role_of)
             server = _assemble(process, source, journal, socket, access)
@@ -97,6 +104,7 @@ def _assemble(
     leases = LeaseTable(config.broker.dead_after_s)
     engine = Engine(ledger, leases, journal, clock.now_s())
     engine.do(open_prompt_sets(ledger, source), clock.now_s())
+    engine.do(drop_unused(ledger), clock.now_s())
     fleet = Fleet(config.broker.dead_after_s, heartbeat_s=config.broker.heartbeat_s)
     identity = Identity(
         run_id=config.run.id,
@@ -120,7 +128,7 @@ def _assemble(
         journal=journal,
         engine=engine,
         fleet=fleet,
-        handlers=Handlers(engine, fleet, source, identity),
+        handlers=Handlers(engine, fleet, source, identity, references=journal),
         watchdog=watchdog,
         clock=clock,
         metrics=process.metrics,

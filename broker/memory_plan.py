@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.codec import MAX_FRAME_BYTES
+
 BASE_BYTES = 112 << 20
 """The interpreter, its libraries and a ledger of ordinary size."""
 
@@ -25,3 +27,8 @@ class MemoryPlan:
         """Shares of a cap, which ``common.config_loader`` keeps above :data:`BASE_BYTES`."""
         rest = max_memory_bytes - BASE_BYTES
         return cls(arriving_bytes=rest // 3, leaving_bytes=rest // 4, cache_bytes=rest // 8)
+
+    @property
+    def largest_frame_bytes(self) -> int:
+        """A larger frame never gets credit, so none needs to be taken in."""
+        return min(MAX_FRAME_BYTES, self.arriving_bytes)

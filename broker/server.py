@@ -42,6 +42,8 @@ from common.clock import Clock
 from common.errors import DecodeError, FatalError, JournalFullError, RefusedError
 from common.flow_control import NO_CREDIT, FlowControl
 from common.messages import (
+    AnyMessage,
+    FetchReferences,
     FetchRollouts,
     Heartbeat,
     LeasePrompts,
@@ -52,6 +54,7 @@ from common.messages import (
     Request,
     ReserveBytes,
     SubmitRollout,
+    SubmitVerdict,
 )
 from common.metrics import Metrics
 
@@ -62,6 +65,10 @@ MESSAGES_PER_TURN = 2048
 """So many that a slow disk costs little a message, so few that a turn takes under 0.1 s."""
 TICK_S = 0.5
 _TELLS_SERVING = frozenset((Heartbeat, ReportWeights))
+_TAKEN_IN = frozenset((ReserveBytes, FetchRollouts, FetchReferences))
+_IN_LINES = frozenset((LeasePrompts, LeaseRollouts))
+_Sender = tuple[bytes, type[AnyMessage], str]
+"""Peer, kind of request and proven identity."""
 _SHORTEST_WAIT_S = 0.01
 
 
@@ -99,6 +106,7 @@ class Server:
         self._log = log
         self._names: dict[bytes, str] = {}
         self._peers: dict[str, bytes] = {}
+        self._admitted: dict[_Sender, str] = {}
         self._waiting = WaitingRoom()
         self._moved: set[type[Request]] = set()
         self._outbox = Outbox()
@@ -130,6 +138,7 @@ class Server:
     def turn(self, incoming: Sequence[Incoming]) -> None:
         """Handle some requests: decide, commit, reply."""
         now_s = self._clock.now_s()
+        self._admitted.clear()
         for request in incoming:
             self._receive(request, now_s)
         is_tick = now_s >= self._next_tick_s
@@ -156,20 +165,34 @@ class Server:
         if kind is Register:
             self._register(incoming, cast("Register", decoded.message), now_s)
             return
-        name = self._names.get(incoming.peer, "")
+        try:
+            sender = incoming.peer, kind, incoming.user_id
+            name = self._admitted.get(sender) or self._admit(sender, now_s)
+            ask = Ask(name, cast("Request", decoded.message), decoded.frames, now_s)
+            if ask.frames or kind in _TAKEN_IN:
+                self._take_in(incoming, ask)
+            else:
+                self._handle(incoming, ask)
+        except RefusedError as error:
+            self._refuse(incoming, error.code, error.reason)
+
+    def _admit(self, sender: _Sender, now_s: float) -> str:
+        """Name of a client that may send such a request, which is a sign of life.
+
+        Known for the rest of the turn, so that all requests of a batch are looked at once. Raises
+        :class:`RefusedError`.
+        """
+        peer, kind, user_id = sender
+        name = self._names.get(peer, "")
         client = self._fleet.get(name)
         if kind not in REQUESTS:
-            self._refuse(incoming, "malformed", f"{kind.__name__} is no request to the broker")
-        elif client is None:
-            self._refuse(incoming, "unregistered", "register first")
-        else:
-            ask = Ask(name, cast("Request", decoded.message), decoded.frames, now_s)
-            try:
-                self._access.check_request(kind, client, incoming.user_id)
-                self._fleet.hear(name, now_s)
-                self._take_in(incoming, ask)
-            except RefusedError as error:
-                self._refuse(incoming, error.code, error.reason)
+            raise RefusedError("malformed", f"{kind.__name__} is no request to the broker")
+        if client is None:
+            raise RefusedError("unregistered", "register first")
+        self._access.check_request(kind, client, user_id)
+        self._fleet.hear(name, now_s)
+        self._admitted[sender] = name
+        return name
 
     def _take_in(self, incoming: Incoming, ask: Ask[Request]) -> None:
         """Arrays cost credit, a wish for credit waits in a line of its own, the rest is handled."""
@@ -177,9 +200,9 @@ class Server:
         if isinstance(message, ReserveBytes):
             self._flow.reserve(message, incoming.peer, incoming.request_id, ask.client, ask.now_s)
             return
-        if isinstance(message, SubmitRollout) and ask.frames:
+        if ask.frames and isinstance(message, SubmitRollout | SubmitVerdict):
             self._let_in(ask.client, sum(map(len, ask.frames)))
-        if isinstance(message, FetchRollouts) and not self._may_send_arrays:
+        if isinstance(message, FetchRollouts | FetchReferences) and not self._may_send_arrays:
             self._fetches.append((incoming, ask))
             return
         self._handle(incoming, ask)
@@ -221,6 +244,7 @@ class Server:
         except RefusedError as error:
             self._refuse(incoming, error.code, error.reason)
             return
+        self._admitted.clear()
         self._forget(message.name)
         self._forget(self._names.get(incoming.peer, ""))
         self._names[incoming.peer] = message.name
@@ -257,12 +281,8 @@ class Server:
         return self._waiting.take_client(name)
 
     def _handle(self, incoming: Incoming, ask: Ask[Request]) -> None:
-        if self._must_wait(ask.message):
-            answer = None
-        elif isinstance(ask.message, LeasePrompts | LeaseRollouts) and self._waiting.has_line(
-            ask.message, self._fleet.serving(ask.client)
-        ):
-            self._moved.add(type(ask.message))  # it must not overtake those who wait already
+        kind = type(ask.message)
+        if kind in _IN_LINES and self._is_behind_others(ask):
             answer = None
         else:
             answer = self._handlers.handle(ask)
@@ -272,8 +292,17 @@ class Server:
             self._waiting.add(parked, self._fleet.serving(ask.client))
         else:
             self._outbox.add(incoming.peer, incoming.request_id, answer)
-            if type(ask.message) in _TELLS_SERVING:
+            if kind in _TELLS_SERVING:
                 self._follow_serving(ask.client)
+
+    def _is_behind_others(self, ask: Ask[Request]) -> bool:
+        """Whether there is no room for what is asked for, or others already wait for it."""
+        if self._must_wait(ask.message):
+            return True
+        if self._waiting.has_line(ask.message, self._fleet.serving(ask.client)):
+            self._moved.add(type(ask.message))  # it must not overtake those who wait already
+            return True
+        return False
 
     def _follow_serving(self, client: str) -> None:
         """What a client asked for earlier is judged by the weights that it serves by now."""
@@ -445,7 +474,7 @@ class Server:
         if incoming:
             self._num_received += len(incoming)
             self._metrics.observe("headrace_turn_messages", len(incoming))
-            count_requests(self._metrics, map(_kind, incoming))
+            count_requests(self._metrics, (request.decoded for request in incoming))
 
     def _wait_s(self) -> float:
         """Time until something is due even if nobody asks."""
@@ -454,8 +483,3 @@ class Server:
         waits = (self._waiting.next_deadline_s(), self._flow.next_deadline_s())
         due_s = min(self._next_tick_s, *waits)
         return max(due_s - self._clock.now_s(), _SHORTEST_WAIT_S)
-
-
-def _kind(incoming: Incoming) -> str:
-    decoded = incoming.decoded
-    return "malformed" if isinstance(decoded, DecodeError) else type(decoded.message).__name__

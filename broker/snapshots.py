@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import msgspec
 
@@ -57,15 +58,18 @@ def _num_rollouts(state: LedgerState) -> int:
     return 0 if newest is None else len(state.groups) * len(newest.indices)
 
 
+_NAMES_ONE = frozenset(kind for kind in get_args(AnyEvent) if "group_id" in kind.__struct_fields__)
+"""Kinds of event that change one group, which they name."""
+
+
 def groups_of(event: AnyEvent) -> Sequence[int]:
     """Groups that ``event`` changes; of those that it ends, it may leave out any."""
+    if type(event) in _NAMES_ONE:
+        return (event.group_id,)  # type: ignore[union-attr]  # its fields are in the table
     if isinstance(event, Generated):
         return (event.rollout.rollout_id.group_id,)
-    named = getattr(event, "group_ids", None)
-    if named is not None:
-        return tuple(named)
-    group_id = getattr(event, "group_id", None)
-    return () if group_id is None else (group_id,)
+    named: Sequence[int] = getattr(event, "group_ids", ())
+    return named
 
 
 class Snapshot:
@@ -119,6 +123,7 @@ def _copied(group: GroupRecord) -> GroupRecord:
         indices=[msgspec.structs.replace(item) for item in group.indices],
         versions=dict(group.versions),
         errors=list(group.errors),
+        references=dict(group.references),
     )
 
 

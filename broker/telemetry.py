@@ -12,6 +12,8 @@ from broker.journal import Journal
 from broker.ledger import Ledger
 from broker.length_tally import LengthTally
 from broker.prompts.metrics import export_prompts
+from common.codec import Decoded
+from common.errors import DecodeError
 from common.flow_control import FlowControl
 from common.metrics import Metrics
 from common.types import EvictReason, Role
@@ -49,10 +51,12 @@ def export_flow(metrics: Metrics, flow: FlowControl, leaving_bytes: int) -> None
     metrics.set("headrace_replies_leaving_bytes", leaving_bytes)
 
 
-def count_requests(metrics: Metrics, kinds: Iterable[str]) -> None:
+def count_requests(metrics: Metrics, received: Iterable[Decoded | DecodeError]) -> None:
     """Count the requests of a turn by kind."""
-    for kind, number in Tally(kinds).items():
-        metrics.inc("headrace_requests_total", number, kind=kind)
+    kinds = Tally([type(getattr(decoded, "message", decoded)) for decoded in received])
+    for kind, number in kinds.items():
+        name = "malformed" if kind is DecodeError else kind.__name__
+        metrics.inc("headrace_requests_total", number, kind=name)
 
 
 def count_refused(metrics: Metrics, code: str) -> None:
@@ -62,6 +66,9 @@ def count_refused(metrics: Metrics, code: str) -> None:
 
 def count_events(metrics: Metrics, happened: Iterable[AnyEvent]) -> None:
     """Count what the events of a turn say about repeated work."""
+    happened = list(happened)
+    if _COUNTED.isdisjoint(map(type, happened)):  # so in most turns
+        return
     for event in happened:
         if type(event) in _COUNTED:
             _count_event(metrics, event)

@@ -15,10 +15,17 @@ from broker.events import Counter
 from broker.groups import GENERATED, VERIFIED, VERIFYING, GroupRecord, IndexRecord
 from broker.ledger import Ledger
 from broker.ledger_state import Decision
+from broker.reference_rules import check_length
 from broker.rollout_rules import Outcome, counted, dead_letter, group_ended
 from common.errors import RefusedError
 from common.messages import RolloutLease
-from common.types import RolloutId, Verdict, VerdictStatus
+from common.types import (
+    ReferenceHeader,
+    RolloutId,
+    Verdict,
+    VerdictStatus,
+    WeightVersion,
+)
 
 
 def lease_rollout(
@@ -32,19 +39,27 @@ def lease_rollout(
     def permits(group_id: int) -> bool:
         return _first_open_to(ledger.groups[group_id], owner, peers) is not None
 
+    if ledger.state.sealed or not ledger.index.generated:
+        return Decision((), None)
     group_id = next(ledger.index.generated.firsts(permits), None)
-    if group_id is None or ledger.state.sealed:
+    if group_id is None:
         return Decision((), None)
     group = ledger.groups[group_id]
     index = _first_open_to(group, owner, peers)
     if index is None:
         raise ValueError("a group is chosen for an index that its owner may verify")
-    rollout = group.indices[index].rollout
-    if rollout is None:
+    item = group.indices[index]
+    if item.rollout is None:
         raise ValueError("a generated index has a rollout")
     attempt = ledger.state.next_attempt
     event = events.VerifyLeased(group_id=group_id, index=index, attempt=attempt, owner=owner)
-    lease = RolloutLease(prompt=group.prompt, rollout=rollout, verify_attempt=attempt)
+    lease = RolloutLease(
+        prompt=group.prompt,
+        rollout=item.rollout,
+        verify_attempt=attempt,
+        reference_version=ledger.state.reference,
+        verdict=item.verdict,
+    )
     return Decision((event,), lease)
 
 
@@ -55,9 +70,16 @@ def _first_open_to(group: GroupRecord, owner: str, peers: Collection[str]) -> in
 
 
 def submit_verdict(
-    ledger: Ledger, rollout_id: RolloutId, verify_attempt: int, verdict: Verdict
+    ledger: Ledger,
+    rollout_id: RolloutId,
+    verify_attempt: int,
+    verdict: Verdict,
+    reference: ReferenceHeader | None = None,
 ) -> Decision[Outcome]:
-    """Take a verdict: a judgement, an infrastructure failure (verify again) or bad data (drop)."""
+    """Take a verdict: a judgement, an infrastructure failure (verify again) or bad data (drop).
+
+    Where the verdict is known already, only its ``reference`` is taken.
+    """
     group = ledger.groups.get(rollout_id.group_id)
     if group is None:
         return group_ended(ledger, rollout_id.group_id)
@@ -70,13 +92,59 @@ def submit_verdict(
         if (verify_attempt, verdict) == (item.verify_attempt, item.verdict):
             return Decision((), "accepted")
         return counted(Counter.DUPLICATE, "duplicate")
+    if reference is not None:
+        check_length(item.rollout, reference.num_tokens)
+    version = None if reference is None else reference.reference_version
+    if item.verdict is not None:
+        known = (verify_attempt, verdict) == (item.verify_attempt, item.verdict)
+        return _take_reference(ledger, group, rollout_id.index, verify_attempt, version, known)
     if not verdict.status.is_judged:
         return _not_judged(ledger, group, rollout_id.index, verify_attempt, verdict)
+    wanted = ledger.state.reference
     verified = events.Verified(
-        group_id=group.group_id, index=rollout_id.index, attempt=verify_attempt, verdict=verdict
+        group_id=group.group_id,
+        index=rollout_id.index,
+        attempt=verify_attempt,
+        verdict=verdict,
+        reference=version if version == wanted else None,
     )
     after = difficulty_rules.after_verdict(ledger, group, rollout_id.index, verdict)
-    return Decision((verified, *after), "accepted")
+    if wanted == version or wanted is None:
+        return Decision((verified, *after), "accepted")
+    lacking = events.ReferenceWanted(group_id=group.group_id, index=rollout_id.index)
+    return Decision((verified, lacking, *after), "accepted")
+
+
+def _take_reference(
+    ledger: Ledger,
+    group: GroupRecord,
+    index: int,
+    verify_attempt: int,
+    version: WeightVersion | None,
+    is_known: bool,
+) -> Decision[Outcome]:
+    """Take log-probabilities for a rollout whose verdict stands.
+
+    Those of another reference than the present one are of no use; sent for the lease in force,
+    they end it, and the rollout waits again. ``is_known`` marks a submission that was taken before.
+    """
+    item, wanted = group.indices[index], ledger.state.reference
+    if item.verdict is None:
+        raise ValueError("only a judged rollout waits for its reference")
+    if wanted is None or version == wanted:
+        verified = events.Verified(
+            group_id=group.group_id,
+            index=index,
+            attempt=verify_attempt,
+            verdict=item.verdict,
+            reference=wanted,
+        )
+        return Decision((verified,), "accepted")
+    if _is_verifying(item, verify_attempt):
+        error = "" if version is not None else "the reference pass gave no log-probabilities"
+        released = release_rollout(ledger, group.group_id, index, verify_attempt, error=error)
+        return Decision(released.events, "accepted")
+    return Decision((), "accepted") if is_known else counted(Counter.LATE, "late")
 
 
 def _not_judged(

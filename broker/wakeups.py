@@ -26,6 +26,7 @@ _WOKEN_BY: dict[type[AnyEvent], Kinds] = {
     events.VerifyReleased: frozenset((LeaseRollouts,)),
     events.PayloadLost: frozenset((LeasePrompts,)),
     events.Verified: frozenset((PullGroups,)),
+    events.ReferenceWanted: frozenset((LeaseRollouts,)),
     events.GroupJudged: frozenset((PullGroups,)),
     events.HandedOver: frozenset((PullGroups,)),
     events.Announced: frozenset((LeasePrompts, WatchWeights)),
@@ -36,6 +37,6 @@ _WOKEN_BY: dict[type[AnyEvent], Kinds] = {
 def woken_by(happened: Iterable[AnyEvent]) -> Kinds:
     """Kinds of held requests that may be answered differently after these events."""
     kinds = _NOBODY
-    for kind in {type(event) for event in happened}:
+    for kind in set(map(type, happened)):
         kinds |= _WOKEN_BY.get(kind, ALL_KINDS)
     return kinds

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
 
+from common.answer_conventions import MARKED, Convention
 from common.math_answer.limits import AnswerError
 from common.math_answer.rational import rational_value
 from common.math_answer.reader import read_answer
@@ -22,23 +22,21 @@ MAX_NUMBER_CHARS = 1000
 MAX_CONCLUSION_CHARS = 1 << 16
 """An answer is looked for in so many characters at the end of a completion."""
 
-Convention = Literal["answer-tag", "boxed", "final-answer"]
-CONVENTIONS: tuple[Convention, ...] = ("answer-tag", "boxed", "final-answer")
-"""Last ``<answer>`` block; last ``\\boxed{}``; what follows the last "final answer is"."""
-
-MARKED: tuple[Convention, ...] = ("answer-tag", "boxed")
-"""The conventions that mark where the answer begins and ends: what most tasks ask for."""
-
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 _BOX_MARKS = re.compile(r"(\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 _MAX_JOINER_CHARS = 80
 _JOINER = re.compile(r"(?:[\s,;.$~]|\\[,;:! ()\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
 _FINAL_ANSWER = re.compile(r"final\s+answer\s+is[ *]{0,4}:?", re.IGNORECASE)
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"))
+_ALTERNATIVE = re.compile(r"\s*,?\s*(?:or|not)\s+", re.IGNORECASE)
+_DELIMITERS = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
+_OPENER = re.compile("(" + "|".join(map(re.escape, _DELIMITERS)) + ")")
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)")
 _DECIMAL = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?", re.ASCII)
 _RATIO = re.compile(r"([+-]?\d+)\s*/\s*(\d+)", re.ASCII)
+_LAST_NUMBER = re.compile(
+    r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:\s?/\s?\d+)?", re.ASCII
+)
 
 
 def extract_answer(completion: str, conventions: Sequence[Convention] = MARKED) -> str | None:
@@ -46,11 +44,11 @@ def extract_answer(completion: str, conventions: Sequence[Convention] = MARKED) 
 
     Only what follows the last ``</think>`` counts: a number that occurs while thinking is no
     answer. Boxes with nothing but "and" and punctuation between them are one list. An answer block
-    that holds a box or a phrase is read for that. None when thinking was opened and never closed,
-    when there is no complete answer, or when it is empty.
+    that holds a box or a phrase is read for that. None when thinking was opened and not closed,
+    also if it was once before, when there is no complete answer, or when it is empty.
     """
-    _, closed, conclusion = completion.rpartition(_THINK_CLOSE)
-    if not closed and _THINK_OPEN in completion:
+    conclusion = completion.rpartition(_THINK_CLOSE)[2]
+    if _THINK_OPEN in conclusion:
         return None
     return _find(conclusion[-MAX_CONCLUSION_CHARS:], conventions)
 
@@ -152,16 +150,43 @@ def _after_final_answer(text: str) -> str | None:
     if not ends:
         return None
     rest = text[ends[-1] :].lstrip(" \t*")
-    for opener, closer in _DELIMITERS:
-        if rest.startswith(opener):
-            end = rest.find(closer, len(opener))
-            return rest[len(opener) : end] if end >= 0 else None
+    formulas = _formulas_at_start(rest)
+    if formulas:
+        return ", ".join(formulas)
     end_of_sentence = _SENTENCE_END.search(rest)
-    return rest[: end_of_sentence.start()] if end_of_sentence else rest
+    sentence = rest[: end_of_sentence.start()] if end_of_sentence else rest
+    return sentence.rstrip(" \t*.")
+
+
+def _formulas_at_start(text: str) -> list[str]:
+    """Contents of the formula that ``text`` begins with, and of those that "or" joins to it.
+
+    Nothing but an empty one where one never ends.
+    """
+    found: list[str] = []
+    place = 0
+    while (opened := _OPENER.match(text, place)) is not None:
+        closer = _DELIMITERS[opened[1]]
+        end = text.find(closer, opened.end())
+        if end < 0:
+            return [""]
+        found.append(text[opened.end() : end])
+        joined = _ALTERNATIVE.match(text, end + len(closer))
+        if joined is None:
+            break
+        place = joined.end()
+    return found
+
+
+def _last_number(text: str) -> str | None:
+    """The last integer, decimal or ratio; digits inside of a word are none."""
+    found = _LAST_NUMBER.findall(text)
+    return found[-1] if found else None
 
 
 _FINDERS = {
     "answer-tag": _last_answer_block,
     "boxed": _last_boxes,
     "final-answer": _after_final_answer,
+    "last-number": _last_number,
 }

@@ -51,14 +51,24 @@ def arrays_from_frames(frames: Sequence[memoryview]) -> RolloutArrays:
     return arrays
 
 
+def logprobs_from_frame(frame: memoryview, name: str) -> Float32Array:
+    """View over a frame of log-probabilities; raises :class:`DataError` as for a rollout's."""
+    logprobs = np.frombuffer(frame, dtype="<f4")
+    _check_logprobs(logprobs, name)
+    return logprobs
+
+
 def check_arrays(arrays: RolloutArrays) -> None:
     """Raise :class:`DataError` unless every token id and log-probability is possible."""
-    logprobs = arrays.behavior_logprobs
-    if logprobs.size and not (np.isfinite(logprobs).all() and logprobs.max() <= 1e-3):
-        raise DataError("behavior_logprobs must be finite and at most 0")
+    _check_logprobs(arrays.behavior_logprobs, "behavior_logprobs")
     for token_ids in (arrays.prompt_token_ids, arrays.completion_token_ids):
         if token_ids.size and token_ids.min() < 0:
             raise DataError(f"token ids must be >= 0, got {int(token_ids.min())}")
+
+
+def _check_logprobs(logprobs: Float32Array, name: str) -> None:
+    if logprobs.size and not (np.isfinite(logprobs).all() and logprobs.max() <= 1e-3):
+        raise DataError(f"{name} must be finite and at most 0")
 
 
 def split_frames(

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import msgspec
 import zmq
 
-from common.codec import MAX_FRAMES, Buffer, Decoded, decode, encode
+from common.batching import decode_requests
+from common.codec import MAX_FRAME_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Buffer, Decoded, encode
 from common.errors import DecodeError, FatalError
 from common.messages import Ack, Reply
-from common.sockets import request_id_or_zero, set_common_options
+from common.sockets import set_common_options
 
 _NOW = int(zmq.NOBLOCK)
 _NOW_AND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -77,11 +78,18 @@ class BrokerSocket:
         self.num_unroutable = 0
 
     @classmethod
-    def bind(cls, endpoint: str, secure: Secure | None = None) -> BrokerSocket:
+    def bind(
+        cls,
+        endpoint: str,
+        secure: Secure | None = None,
+        *,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> BrokerSocket:
         """Listen on ``endpoint``; raises :class:`FatalError` when it is taken.
 
         ``secure`` is called before the first peer can connect; what it returns is closed with the
-        socket.
+        socket. A peer that sends a larger frame than ``max_frame_bytes`` is cut off before libzmq
+        takes memory for it.
         """
         context = zmq.Context()
         guard = None
@@ -89,6 +97,7 @@ class BrokerSocket:
             context.set(zmq.MAX_SOCKETS, 65535)
             socket = context.socket(zmq.ROUTER)
             set_common_options(socket)
+            socket.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             if secure is not None:
                 guard = secure(context, socket)
@@ -135,19 +144,17 @@ class BrokerSocket:
         return self.receive_now(limit)
 
     def receive_now(self, limit: int) -> list[Incoming]:
-        """Take up to ``limit`` requests that have arrived, without waiting.
+        """Take ``limit`` requests, if so many have arrived, without waiting.
 
-        Array frames are views of the memory they were received in, unless they are so small that a
-        copy takes less.
+        Each request of a batch counts as one; the last batch is taken whole. Array frames are views
+        of the memory they were received in, unless they are so small that a copy takes less.
         """
         incoming: list[Incoming] = []
         receive = self._receive if self._guard is None else self._receive_proven
         num_bytes = 0
         try:
             while len(incoming) < limit and num_bytes < _MAX_TURN_BYTES:
-                taken, size = receive()
-                incoming.append(taken)
-                num_bytes += size
+                num_bytes += receive(incoming)
         except zmq.Again:
             pass
         return incoming
@@ -165,7 +172,7 @@ class BrokerSocket:
         try:
             send(peer, _NOW_AND_MORE)
             for part in parts[:-1]:
-                send(part, _NOW_AND_MORE, copy=False)
+                send(_as_received(part), _NOW_AND_MORE, copy=False)
             if frames and (size := sum(map(len, frames))) >= _TRACKED_FROM_BYTES:
                 self._send_tracked(parts[-1], size)
             else:
@@ -219,33 +226,32 @@ class BrokerSocket:
 
     # --- receiving --------------------------------------------------------------------------------
 
-    def _receive(self) -> tuple[Incoming, int]:
+    def _receive(self, incoming: list[Incoming]) -> int:
+        """Take one message; returns its bytes of arrays."""
         peer = self._socket.recv(_NOW)
-        return self._receive_rest(peer, "")
+        return self._receive_rest(peer, "", incoming)
 
-    def _receive_proven(self) -> tuple[Incoming, int]:
+    def _receive_proven(self, incoming: list[Incoming]) -> int:
         """As :meth:`_receive`, with the identity that the handshake left on the frame."""
         frame = self._socket.recv(_NOW, copy=False)
-        return self._receive_rest(frame.bytes, _user_id(frame))
+        return self._receive_rest(frame.bytes, _user_id(frame), incoming)
 
-    def _receive_rest(self, peer: bytes, user_id: str) -> tuple[Incoming, int]:
+    def _receive_rest(self, peer: bytes, user_id: str, incoming: list[Incoming]) -> int:
         """The parts after the routing id; libzmq has them all once it has delivered the first."""
         receive, parts = self._socket.recv, list[Buffer]()
         size, more = 0, True
         while more:  # a frame knows whether more follow; asking the socket takes longer
             frame = receive(_NOW, copy=False)
             more = frame.more
-            if len(parts) < _NUM_HEAD_PARTS:
+            if len(parts) < _NUM_HEAD_PARTS and len(frame) <= MAX_HEADER_BYTES:
                 parts.append(frame.bytes)
                 continue
             size += len(frame)
             if len(parts) <= MAX_FRAMES + _NUM_HEAD_PARTS:  # more is refused, and not kept
                 parts.append(frame.bytes if len(frame) < _COPY_BELOW_BYTES else frame.buffer)
-        try:
-            decoded = decode(parts)
-            return Incoming(peer, decoded.request_id, decoded, user_id), size
-        except DecodeError as error:
-            return Incoming(peer, request_id_or_zero(parts), error, user_id), size
+        for request_id, decoded in decode_requests(parts):
+            incoming.append(Incoming(peer, request_id, decoded, user_id))
+        return size
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -269,6 +275,18 @@ class BrokerSocket:
     def _settle(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _as_received(part: Buffer) -> Buffer | zmq.Frame:
+    """The frame that ``part`` came in, if it is all of it: libzmq then sends the same memory again.
+
+    Of any other large buffer Python has to learn when libzmq is done with it, by a message to a
+    thread of its own: dearer than all else that is done to forward a frame.
+    """
+    if not isinstance(part, memoryview):
+        return part
+    frame: object = part.obj
+    return frame if isinstance(frame, zmq.Frame) and len(frame) == part.nbytes else part
 
 
 def _user_id(frame: zmq.Frame) -> str:

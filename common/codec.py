@@ -15,7 +15,15 @@ from typing import Any
 import msgspec
 
 from common.errors import DecodeError
-from common.messages import SCHEMA, WITH_FRAMES, AnyMessage, has_manifest, rollouts_in
+from common.messages import (
+    SCHEMA,
+    WITH_FRAMES,
+    AnyMessage,
+    SubmitVerdict,
+    has_manifest,
+    references_in,
+    rollouts_in,
+)
 from common.weight_layout import WeightManifest
 
 Buffer = bytes | bytearray | memoryview
@@ -49,12 +57,24 @@ def encode(message: AnyMessage, request_id: int, frames: Sequence[Buffer] = ()) 
     sender learns it before the peer would have to drop the connection.
     """
     header = pack(message)
-    if frames or len(header) > MAX_HEADER_BYTES or type(message) in WITH_FRAMES:
+    if frames or len(header) > MAX_HEADER_BYTES or _has_frames(message):
         lengths = [memoryview(frame).nbytes for frame in frames]
         problem = _length_problem(message, len(header), lengths)
         if problem:
             raise ValueError(f"cannot send {type(message).__name__}: {problem}")
     return [_PRELUDE.pack(_MAGIC, SCHEMA, 0, request_id), header, *frames]
+
+
+def encode_alone(record: msgspec.Struct, request_id: int) -> list[Buffer]:
+    """The frames of a record that none follow and whose size is bounded by its sender."""
+    return [_PRELUDE.pack(_MAGIC, SCHEMA, 0, request_id), pack(record)]
+
+
+def check_frameless(message: AnyMessage) -> None:
+    """Raise :class:`DecodeError` for a message that is not whole without frames."""
+    problem = _length_problem(message, 0, ()) if _has_frames(message) else None
+    if problem:
+        raise DecodeError(f"{type(message).__name__}: {problem}")
 
 
 def decode(parts: Sequence[Buffer]) -> Decoded:
@@ -65,7 +85,7 @@ def decode(parts: Sequence[Buffer]) -> Decoded:
     if header_bytes > MAX_HEADER_BYTES:
         raise DecodeError(f"header of {header_bytes} bytes is over the cap {MAX_HEADER_BYTES}")
     message: AnyMessage = _unpack(header, _message_decoder)
-    if len(parts) == 2 and type(message) not in WITH_FRAMES:
+    if len(parts) == 2 and not _has_frames(message):
         return Decoded(request_id, message, [])
     frames = [memoryview(part).cast("B") for part in parts[2:]]
     problem = _length_problem(message, header_bytes, [frame.nbytes for frame in frames])
@@ -129,6 +149,13 @@ def unpack_manifest(frame: Buffer) -> WeightManifest:
     return manifest
 
 
+def _has_frames(message: AnyMessage) -> bool:
+    """Whether frames may follow; most verdicts have none."""
+    if type(message) is SubmitVerdict:
+        return message.reference is not None
+    return type(message) in WITH_FRAMES
+
+
 def _length_problem(message: AnyMessage, header_bytes: int, lengths: Sequence[int]) -> str | None:
     """Say what is wrong with the frame lengths, or None."""
     if header_bytes > MAX_HEADER_BYTES:
@@ -141,6 +168,8 @@ def _length_problem(message: AnyMessage, header_bytes: int, lengths: Sequence[in
         return None if len(lengths) == 1 else f"needs 1 manifest frame, got {len(lengths)}"
     rollouts = rollouts_in(message)
     expected = [size for rollout in rollouts for size in rollout.frame_bytes()]
+    if not rollouts:
+        expected = [header.frame_bytes() for header in references_in(message)]
     if list(lengths) != expected:
         return f"array frames have {list(lengths)[:6]} bytes, the header says {expected[:6]}"
     return None

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from common.answer_conventions import Convention
+
 DEFAULT_PROMPT_SET = "default"
 """Name of the one set of a run without ``[[prompts.sets]]``."""
 
@@ -255,7 +257,9 @@ class VerifierModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Element type of the weights; ``auto``: bfloat16 on a GPU, float32 on a CPU."""
     max_tokens: int = 8192
-    """Longest prompt and answer that the model reads; a longer answer is worth ``minimum``."""
+    """Longest prompt and answer that the model reads; a longer answer is worth ``minimum``.
+    For a judge, whose tokens are not known, four characters of the summary are one.
+    """
     template: Literal["plain", "chat"] = "chat"
     """``chat``: the model's own chat template; ``plain``: the answer right after the prompt."""
     output: Literal["sigmoid", "raw"] = "sigmoid"
@@ -301,11 +305,13 @@ class VerifierConfig:
     wall_limit_s: float = 10.0
     """Wall-clock limit of one verification, enforced from outside the child."""
     memory_limit_bytes: int = 2147483648
-    """Address space of one child."""
+    """Address space of one child, and of each process of a program of kind code."""
     unsafe_no_sandbox: bool = False
     """Run programs of kind code without isolation where no sandbox holds; every summary says so."""
     preset: Literal["", "r1-zero", "r1-stage-1", "r1-stage-2"] = ""
     """R1's reward of a stage by name, in place of ``rewards``."""
+    extract: tuple[Convention, ...] = ()
+    """Math: ``answer-tag``, ``boxed``, ``final-answer``, ``last-number``; empty: the first 3."""
     language: str = "en"
     """BCP 47 tag that the term ``language`` asks for where its options do not say."""
     rewards: tuple[RewardWeight, ...] = (
@@ -327,26 +333,56 @@ class VerifierConfig:
     """Longest start of a scoring process and load of one model."""
     model_threads: int = 1
     """CPU threads of a scoring process."""
+    reference_device: str = "auto"
+    """Where the reference policy is computed under ``learner.reference = "verifier"``."""
+    reference_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Its element type; ``auto``: bfloat16 on a GPU, float32 on a CPU."""
     metrics_port: int = 0
     """Port of /metrics on 127.0.0.1; 0 takes a free one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The policy objective."""
+    """The policy objective; ``docs/objectives.md`` says which paper is which combination."""
 
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    """``token``: sum / tokens (DAPO); ``sequence``: GRPO's mean of means; ``constant``: Dr.GRPO."""
+    surrogate: Literal["clip", "cispo", "reinforce"] = "clip"
+    """``clip``: PPO's (GRPO, DAPO, GSPO); ``cispo``: a clipped weight; ``reinforce``: no ratio."""
+    ratio_level: Literal["token", "sequence", "sequence-mean"] = "token"
+    """Importance ratio of a token, of the whole answer, or its geometric mean (GSPO)."""
     clip_low: float = 0.2
     """Lower clip distance of the importance ratio."""
     clip_high: float = 0.2
     """Upper clip distance of the importance ratio."""
+    dual_clip: float = 0.0
+    """Bound c on the ratio where the advantage is negative, above 1 + clip_high; 0 sets none."""
+    proximal: Literal["policy", "interpolated", "behavior"] = "policy"
+    """What the clip is anchored at: start of the update, its estimate from the lag, the sampler."""
+    correction: Literal["none", "truncate", "mask", "sequence-truncate", "sequence-mask"] = (
+        "truncate"
+    )
+    """Weight by proximal / behavior: truncated (TIS), masked (IcePop), by token or by answer."""
     importance_cap: float = 2.0
-    """Truncated importance sampling: cap on policy / behavior; 0 turns the correction off."""
+    """Upper bound on that weight; ``mask`` drops what is above."""
+    importance_floor: float = 0.0
+    """``mask`` drops what is below (IcePop: 0.5)."""
+    max_divergence: float = 0.0
+    """Answers of negative advantage whose mean log(behavior / policy) is above it: no gradient."""
     kl_coefficient: float = 0.0
-    """Weight of the k3 KL to the reference policy; 0 keeps no reference."""
+    """Weight of the KL to the reference policy; 0 keeps no reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators; GRPO takes k3 in the loss, PPO k1 in the reward."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL goes: a term of the loss, or off the advantage, summed to the answer's end."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """``token``: sum / tokens (DAPO); ``sequence``: GRPO's mean of means; ``constant``: Dr.GRPO."""
+    baseline: Literal["group-mean", "leave-one-out", "batch-mean"] = "group-mean"
+    """What is taken off the reward: GRPO's, RLOO's, REINFORCE++'s."""
+    advantage_over: Literal["group", "batch"] = "group"
+    """Over what the advantage is normalised; ``batch`` computes nothing before a batch is full."""
     advantage_std: Literal["population", "sample", "none"] = "sample"
-    """Divisor of the group advantage; ``none`` is Dr.GRPO."""
+    """Divisor of the advantage; ``none`` is Dr.GRPO and RLOO."""
     advantage_epsilon: float = 1e-6
     """Added to the divisor."""
 
@@ -355,6 +391,23 @@ class LossConfig:
 class LearnerConfig:
     """Training."""
 
+    preset: Literal[
+        "",
+        "r1-zero",
+        "r1-stage-1",
+        "r1-stage-2",
+        "r1-zero-qwen-32b",
+        "deepseek-math",
+        "dapo",
+        "dr-grpo",
+        "gspo",
+        "cispo",
+        "icepop",
+        "rloo",
+        "reinforce++",
+        "reinforce++-baseline",
+    ] = ""
+    """Published settings by name (docs/objectives.md); keys that the file sets win over them."""
     num_ranks: int = 1
     """Data-parallel ranks that torchrun starts on this machine."""
     num_steps: int = 100
@@ -373,14 +426,28 @@ class LearnerConfig:
     """Batches of groups dropped in a row, none kept, that stop the run; 0 sets no limit."""
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up, down to its final value at ``num_steps``."""
+    final_learning_rate_ratio: float = 0.1
+    """Last learning rate of ``linear`` and ``cosine``, as a share of the peak."""
     warmup_steps: int = 0
-    """Linear warm-up, then constant."""
+    """Steps of linear warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW moments."""
     weight_decay: float = 0.0
     """AdamW decoupled weight decay."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """``matrices`` leaves norms and biases out of the weight decay."""
+    optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Element type of AdamW's moments; ``bfloat16`` halves them and is rounded stochastically."""
     max_grad_norm: float = 1.0
     """Gradient clipping by global norm; 0 turns it off."""
+    head_dtype: Literal["model", "float32"] = "model"
+    """What the last layer multiplies in; ``float32`` rounds no logit of a bfloat16 model."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations computed twice to save memory: the cheap ones, or whole layers."""
+    activation_checkpoint_every: int = 1
+    """Every n-th layer does so; 1: all layers."""
     row_tokens: int = 0
     """Length of a packed row; 0 takes the longest sequence of the microbatch."""
     microbatch_tokens: int = 8192
@@ -391,6 +458,10 @@ class LearnerConfig:
     """Checkpoints kept on disk."""
     num_threads: int = 1
     """CPU threads of one rank."""
+    reference: Literal["learner", "verifier"] = "learner"
+    """Who computes the log-probabilities of the reference policy; a verifier, beside grading."""
+    reference_reset_every: int = 0
+    """Steps after which the policy becomes the reference (R1: 400); 0 keeps the initial model."""
     loss: LossConfig = LossConfig()
     """The policy objective."""
     metrics_port: int = 0
@@ -431,10 +502,12 @@ class SftConfig:
     """Examples a step."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    final_learning_rate: float = 1e-4
-    """Learning rate at the end of the cosine."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate goes on after the warm-up, down to its final value at ``num_steps``."""
+    final_learning_rate_ratio: float = 0.1
+    """Last learning rate of ``linear`` and ``cosine``, as a share of the peak."""
     warmup_steps: int = 20
-    """Linear warm-up."""
+    """Steps of linear warm-up."""
     weight_decay: float = 0.0
     """AdamW decoupled weight decay."""
     max_grad_norm: float = 1.0
@@ -498,6 +571,12 @@ class Config:
         return 4 * (self.model.max_length + self.actor.max_tokens)
 
     @property
+    def has_verifier_reference(self) -> bool:
+        """Whether verifiers compute log-probabilities of a reference policy."""
+        has_kl = self.run.kind == "train" and self.learner.loss.kl_coefficient > 0
+        return has_kl and self.learner.reference == "verifier"
+
+    @property
     def rollouts_per_step(self) -> int:
         """groups_per_step x group_size."""
         return self.learner.groups_per_step * self.learner.group_size
@@ -543,6 +622,11 @@ class RunPaths:
     def weights(self) -> Path:
         """Published weights, one directory a version."""
         return self.root / "weights"
+
+    @property
+    def references(self) -> Path:
+        """Float32 weights that became the reference policy, one directory a version."""
+        return self.root / "references"
 
     @property
     def export(self) -> Path:

@@ -18,12 +18,16 @@ import tomli_w
 from common import config as sections
 from common.config import Config, RunPaths
 from common.errors import ConfigError
+from common.learner_config_rules import learner_rules
+from common.learner_presets import apply_preset
+from common.loss_config_rules import loss_rules
 from common.prompt_config_rules import prompt_rules
+from common.reference_config_rules import reference_rules
 from common.reward_config_rules import reward_rules
 from common.reward_terms import resolved
 from common.store_config_rules import store_rules
 from common.user_rewards import with_function
-from common.verifier_model_rules import verifier_model_rules
+from common.verifier_model_rules import thought_rules, verifier_model_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -43,6 +47,7 @@ def load_config(path: str | Path, overrides: Mapping[str, object] | None = None)
     for key, value in (overrides or {}).items():
         _set_dotted(table, key, value)
     _refuse_unknown_keys(table, Config, (), file, text)
+    apply_preset(table)
     config = _convert(table, file)
     config = _with_absolute_paths(config, file.resolve().parent)
     config = _with_rewards(config, file)
@@ -73,6 +78,8 @@ def _rules(config: Config) -> Iterator[str]:
     yield from _broker_rules(config)
     yield from store_rules(config)
     yield from verifier_model_rules(config.verifier.models)
+    yield from thought_rules(config.verifier)
+    yield from reference_rules(config)
     if not _NAME.fullmatch(config.run.id):
         yield (
             f"run.id must be up to 64 letters, digits, '.', '_' or '-', got {config.run.id!r} "
@@ -84,6 +91,8 @@ def _rules(config: Config) -> Iterator[str]:
             f"room for the prompt, got {config.actor.max_tokens} (raise model.max_length)"
         )
     yield from reward_rules(config)
+    yield from learner_rules(config)
+    yield from loss_rules(config)
 
 
 _AT_LEAST: tuple[tuple[str, float, str], ...] = (
@@ -93,11 +102,12 @@ _AT_LEAST: tuple[tuple[str, float, str], ...] = (
     ("learner.num_steps", 1, "use 100 to start with"),
     ("learner.num_ranks", 1, "use 1 on one CPU or GPU"),
     ("learner.microbatch_tokens", 1, "use 8192 to start with"),
+    ("learner.activation_checkpoint_every", 1, "use 1 for all layers"),
     ("learner.row_tokens", 0, "use 0 for the longest sequence"),
     ("learner.checkpoint_every", 1, "use 10 to start with"),
     ("learner.keep_checkpoints", 1, "keep at least the newest"),
     ("learner.num_threads", 1, "use 1 where roles share cores"),
-    ("learner.loss.importance_cap", 0, "use 0 to turn the correction off"),
+    ("learner.reference_reset_every", 0, "use 0 to keep the initial model, 400 as R1"),
     ("learner.loss.kl_coefficient", 0, "use 0 to keep no reference"),
     ("learner.max_grad_norm", 0, "use 0 to turn clipping off"),
     ("actor.count", 1, "a run needs an actor"),

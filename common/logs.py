@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import cast
+from typing import TextIO, cast
 
 import structlog
+
+from common.log_stream import log_stream
 
 
 def configure_logs(run_id: str, role: str, name: str) -> structlog.stdlib.BoundLogger:
@@ -24,7 +26,7 @@ def configure_logs(run_id: str, role: str, name: str) -> structlog.stdlib.BoundL
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", log_stream(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     logger = structlog.get_logger(run_id=run_id, role=role, process=name)

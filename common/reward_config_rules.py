@@ -8,11 +8,14 @@ from collections.abc import Collection, Iterator
 
 from common.config import Config, RewardWeight
 from common.errors import ConfigError
+from common.references.math import SYMBOLIC_KIND
 from common.reward_terms import MODEL_TERMS, TERMS, term_options
 from common.task_reference import REFERENCES
 from common.user_rewards import FUNCTION_KIND
 
-CHECK_KINDS = frozenset({*REFERENCES, *MODEL_TERMS, "format", "language", FUNCTION_KIND})
+CHECK_KINDS = frozenset(
+    {*REFERENCES, *MODEL_TERMS, "format", "language", FUNCTION_KIND, SYMBOLIC_KIND}
+)
 """Every kind of check: those of the tasks, and those that any completion can be put to."""
 
 

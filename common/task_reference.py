@@ -18,6 +18,7 @@ from common.references.code import CodeReference
 from common.references.math import MathReference
 from common.references.model import ModelReference
 from common.references.task import TaskReference
+from common.symbolic_gold import check_symbolic_gold
 
 _MAX_NUMBERS = 64
 _Integer = Annotated[int, msgspec.Meta(ge=-(10**12), le=10**12)]
@@ -75,6 +76,8 @@ def check_task(task: str, reference_json: str) -> None:
         cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(REFERENCES)}"
         raise DataError(f"unknown task {task!r} ({cure})")
     reference = read_reference(reference_json, REFERENCES[task])
+    if isinstance(reference, MathReference) and reference.is_symbolic:
+        check_symbolic_gold(reference.gold_text)
     if isinstance(reference, TaskReference) and is_installed():
         try:
             find_dataset(reference.dataset)

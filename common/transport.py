@@ -1,7 +1,9 @@
 """A client's end of the wire: one typed channel to the broker, over a DEALER socket.
 
 ZeroMQ promises nothing end to end, so every exchange is a request with an id, answered once and
-sent again after a reconnect; the broker's handlers treat a repeated request as the same one. A
+sent again after a reconnect; the broker's handlers treat a repeated request as the same one. Small
+requests that are made in one turn of the event loop, or wait for a connection, leave together as
+batches (``common.batching``); none waits for others to come. A
 slow peer is bounded by its own credit (it asks for ``max_*`` items), an absent broker leaves
 requests waiting up to their deadline, and a restarted one is met by registering again and resending
 whatever is unanswered. The high-water marks are never reached: a client has at most
@@ -18,7 +20,7 @@ import random
 import secrets
 import socket as system_socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +28,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from common.batching import MAX_BATCHED_BYTES, encode_batch
 from common.codec import Buffer, Decoded, decode, encode
 from common.credit_gate import CreditGate
 from common.errors import (
@@ -38,6 +41,7 @@ from common.errors import (
 from common.flow_control import NO_CREDIT
 from common.liveness import Backoff, Finding, Liveness
 from common.messages import (
+    MAX_BATCH_REQUESTS,
     Ack,
     Acks,
     Credit,
@@ -49,6 +53,7 @@ from common.messages import (
     Request,
     ReserveBytes,
     SubmitRollout,
+    SubmitVerdict,
 )
 from common.security import ClientSecurity, explain_handshake, handshake_watch
 from common.security_handshake import HANDSHAKE_EVENTS
@@ -72,12 +77,19 @@ _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger()
 class _Pending:
     """A request that has no reply yet, kept whole so that it can be sent again."""
 
+    request_id: int
     parts: list[Buffer]
     reply: asyncio.Future[Decoded]
     opens: bool
     """Whether it is a registration, which every socket begins with."""
     num_bytes: int = 0
     """Bytes of arrays that were sent against credit of one connection, and void on the next."""
+
+    @property
+    def fits_batch(self) -> bool:
+        """Whether it may leave together with others."""
+        is_small = len(self.parts) == 2 and len(self.parts[1]) <= MAX_BATCHED_BYTES
+        return is_small and not self.opens
 
 
 class Channel:
@@ -115,6 +127,10 @@ class Channel:
         self._liveness = Liveness(_HEARTBEAT_S, 0.0)
         self._backoff = Backoff(random.Random(secrets.randbits(64)))
         self._pending: dict[int, _Pending] = {}
+        self._waiting: list[_Pending] = []
+        """Small requests of this turn of the loop, behind the one that was sent at once."""
+        self._has_sent = False
+        self._flushes: set[asyncio.Task[None]] = set()
         self._request_ids = itertools.count(1)
         self._room = asyncio.Semaphore(MAX_PENDING_REQUESTS)
         self._gate = CreditGate(self._reserve_bytes, time.monotonic)
@@ -198,6 +214,8 @@ class Channel:
         if self._maintainer is not None:
             self._maintainer.cancel()
             await asyncio.gather(self._maintainer, return_exceptions=True)
+        for flush in self._flushes:
+            flush.cancel()
         for pending in self._pending.values():
             pending.reply.cancel()
         self._context.destroy(linger=0)
@@ -240,6 +258,7 @@ class Channel:
             raise self._shut_out
         request_id = next(self._request_ids)
         pending = _Pending(
+            request_id,
             encode(message, request_id, frames),
             asyncio.get_running_loop().create_future(),
             opens=message is self._register,
@@ -327,12 +346,12 @@ class Channel:
             except (InfraError, ForbiddenError, DecodeError):
                 pass  # the requests will meet the same refusal and say so
         self._joined = socket
+        self._waiting.clear()
         for request_id, pending in list(self._pending.items()):
             if pending.num_bytes:
                 void = Refused(code=NO_CREDIT, reason="the connection is another one")
                 self._settle(request_id, Decoded(request_id, void, []))
-            elif not pending.opens:
-                await self._send(pending)
+        await _send_all(socket, [item for item in self._pending.values() if not item.opens])
 
     async def _until_lost(self, monitor: zmq.asyncio.Socket, endpoint: str) -> None:
         """Return when the connection broke, or the broker fell silent or moved without one.
@@ -391,10 +410,34 @@ class Channel:
                 pending.reply.set_exception(self._shut_out)
 
     async def _send(self, pending: _Pending) -> None:
-        """Send now, unless the channel has yet to join: it then sends all that is pending."""
+        """Send now, unless the channel has yet to join: it then sends all that is pending.
+
+        Of the small requests of one turn of the loop the first leaves at once, and those behind it
+        as soon as that turn is over.
+        """
         socket = self._socket if pending.opens else self._joined
-        if socket is not None and not pending.reply.done():
-            await socket.send_multipart(pending.parts, copy=False)
+        if socket is None:
+            return
+        if pending.fits_batch and self._has_sent:
+            if not self._waiting:
+                self._flushes.add(flush := asyncio.create_task(self._flush(), name="channel-flush"))
+                flush.add_done_callback(self._flushes.discard)
+            self._waiting.append(pending)
+            return
+        if pending.fits_batch:
+            self._has_sent = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        await self._flush()
+        await _send_all(socket, [pending])
+
+    def _end_turn(self) -> None:
+        self._has_sent = False
+
+    async def _flush(self) -> None:
+        """Send the requests that wait, on the connection that there is by now."""
+        waiting, self._waiting = self._waiting, []
+        if self._joined is not None:
+            await _send_all(self._joined, waiting)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -426,9 +469,36 @@ class Channel:
             pending.reply.set_result(outcome)
 
 
+async def _send_all(socket: zmq.asyncio.Socket, requests: Sequence[_Pending]) -> None:
+    """Send what has no reply yet, in order."""
+    for parts in _messages([item for item in requests if not item.reply.done()]):
+        await socket.send_multipart(parts, copy=False)
+
+
+def _messages(requests: Sequence[_Pending]) -> Iterator[list[Buffer]]:
+    """The frames of these requests in order, small ones that follow each other in batches."""
+    small: list[_Pending] = []
+    for pending in requests:
+        if small and (len(small) == MAX_BATCH_REQUESTS or not pending.fits_batch):
+            yield _batch_of(small)
+            small = []
+        if pending.fits_batch:
+            small.append(pending)
+        else:
+            yield pending.parts
+    if small:
+        yield _batch_of(small)
+
+
+def _batch_of(small: Sequence[_Pending]) -> list[Buffer]:
+    if len(small) == 1:
+        return small[0].parts
+    return encode_batch([(pending.request_id, pending.parts[1]) for pending in small])
+
+
 def _bytes_on_credit(message: Request, frames: Sequence[Buffer]) -> int:
-    """Bytes of arrays that need credit: those of rollouts."""
-    if not isinstance(message, SubmitRollout | PutRollouts):
+    """Bytes of arrays that need credit: those of rollouts, and of verdicts."""
+    if not frames or not isinstance(message, SubmitRollout | PutRollouts | SubmitVerdict):
         return 0
     return sum(memoryview(frame).nbytes for frame in frames)
 

@@ -66,6 +66,10 @@ class WeightVersion(Record, frozen=True, order=True):
         return cls(incarnation=int(incarnation), policy_step=int(policy_step))
 
 
+INITIAL_VERSION = WeightVersion(incarnation=0, policy_step=0)
+"""The weights in the model directory."""
+
+
 class VersionSpan(Record, frozen=True):
     """Completion tokens from ``start`` up to the next span were sampled under ``version``."""
 
@@ -203,16 +207,34 @@ class Verdict(Record, frozen=True):
         return next((part.value for part in self.components if part.name == name), None)
 
 
+class ReferenceHeader(Record, frozen=True):
+    """Log-probabilities of one completion under the reference policy, without the array.
+
+    The frame that follows: ``float32[num_tokens]``, one a completion token, in nats, temperature
+    applied. ``reference_version`` names the weights that computed them.
+    """
+
+    reference_version: WeightVersion
+    num_tokens: Count
+
+    def frame_bytes(self) -> int:
+        """Exact byte length of the frame that must follow."""
+        return 4 * self.num_tokens
+
+
 class VerifiedRollout(Record, frozen=True):
     """A rollout header with its verdict, as the learner plans with it.
 
     ``masked_spans`` numbers the version spans whose tokens are too old for the batch that the group
     was handed over for: they carry no gradient and no lag. The reward counts nevertheless.
+    ``reference_version`` names the reference policy whose log-probabilities the broker keeps for
+    it, None where it keeps none.
     """
 
     rollout: RolloutHeader
     verdict: Verdict
     masked_spans: SpanNumbers = ()
+    reference_version: WeightVersion | None = None
 
     @property
     def trained_spans(self) -> tuple[int, ...]:

@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from common.config import VerifierModelConfig
+from common.config import VerifierConfig, VerifierModelConfig
 
+_READS_SUMMARIES = frozenset({"helpful", "judge"})
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
 
 
@@ -23,6 +24,24 @@ def verifier_model_rules(models: Sequence[VerifierModelConfig]) -> Iterator[str]
     for number, model in enumerate(models):
         where = f"verifier.models[{number}]"
         yield from (_judge_rules if model.kind == "judge" else _weight_rules)(where, model)
+        yield from _value_rules(where, model)
+
+
+def thought_rules(verifier: VerifierConfig) -> Iterator[str]:
+    """A prompt opens the reasoning or it does not: form and models must be told the same."""
+    told = {
+        bool(term.options.get("opened", False))
+        for term in verifier.rewards
+        if (term.kind or term.name) == "format"
+    }
+    for number, model in enumerate(verifier.models):
+        if model.kind in _READS_SUMMARIES and len(told) == 1 and model.inside_thought not in told:
+            opened = "true" if True in told else "false"
+            yield (
+                f"verifier.models[{number}].inside_thought must be what the reward format says of "
+                f"the prompt, opened = {opened}, got {str(model.inside_thought).lower()} (set both "
+                "to true exactly where the prompt ends in <think>)"
+            )
 
 
 def _weight_rules(where: str, model: VerifierModelConfig) -> Iterator[str]:
@@ -30,6 +49,9 @@ def _weight_rules(where: str, model: VerifierModelConfig) -> Iterator[str]:
         yield f"{where}.path must name the model directory of kind {model.kind!r}, got none"
     if not _DEVICE.fullmatch(model.device):
         yield f"{where}.device must be auto, cpu, cuda or cuda:N, got {model.device!r} (use auto)"
+
+
+def _value_rules(where: str, model: VerifierModelConfig) -> Iterator[str]:
     if model.max_tokens < 1:
         yield f"{where}.max_tokens must be >= 1, got {model.max_tokens} (use 8192)"
     if not math.isfinite(model.minimum):

@@ -15,8 +15,16 @@ from broker.groups import GroupRecord
 from broker.journal.files import Files, OsFiles
 from broker.journal.index import Index
 from broker.journal.journal import unpack_turn
-from broker.journal.payloads import unpack_header
-from broker.journal.records import KEY_BYTES, Kind, Part, decode_drops, decode_part
+from broker.journal.payloads import is_reference, rollout_of, unpack_header, unpack_reference
+from broker.journal.records import (
+    KEY_BYTES,
+    Key,
+    Kind,
+    Part,
+    decode_drops,
+    decode_key,
+    decode_part,
+)
 from broker.journal.recovery import (
     Contents,
     check_checkpoint,
@@ -29,7 +37,7 @@ from broker.journal.scan import DamagedError, Record, Scan
 from broker.ledger_state import LedgerState
 from broker.snapshots import unpack_first, unpack_groups
 from common.errors import JournalError
-from common.types import RolloutHeader
+from common.types import ReferenceHeader, RolloutHeader
 
 
 @dataclass(slots=True)
@@ -67,6 +75,10 @@ class Entry:
     """Whether the snapshot is whole with this part."""
     payload: RolloutHeader | None = None
     payload_bytes: int = 0
+    reference: ReferenceHeader | None = None
+    """Header of reference log-probabilities of the rollout ``reference_of``."""
+    reference_of: Key = (0, 0, 0)
+    """Group, index and attempt."""
 
 
 @contextmanager
@@ -170,7 +182,12 @@ def decode(record: Record) -> Entry:
     """What a record of the broker's journal says; raises ``msgspec.DecodeError``."""
     sequence, body = record.header.sequence, record.body
     if record.header.kind == Kind.PUT:
-        contents = body[KEY_BYTES:]
+        key, contents = decode_key(body), body[KEY_BYTES:]
+        if is_reference(key):
+            reference, _ = unpack_reference(contents)
+            size = len(contents)
+            of = rollout_of(key)
+            return Entry(sequence, payload_bytes=size, reference=reference, reference_of=of)
         return Entry(sequence, payload=unpack_header(contents), payload_bytes=len(contents))
     if record.header.kind in (Kind.PART, Kind.CHECKPOINT):
         return _decode_part(record)

@@ -27,7 +27,15 @@ import msgspec
 from broker.events import AnyEvent
 from broker.journal.files import Files, OsFiles
 from broker.journal.log import Log
-from broker.journal.payloads import PayloadCache, key_of, pack_payload, unpack_payload
+from broker.journal.payloads import (
+    PayloadCache,
+    key_of,
+    pack_payload,
+    pack_reference,
+    reference_key_of,
+    unpack_payload,
+    unpack_reference,
+)
 from broker.journal.snapshot_writer import SnapshotWriter
 from broker.journal.syncer import Syncer
 from broker.ledger_state import LedgerState
@@ -40,7 +48,7 @@ from broker.snapshots import (
 )
 from common.codec import Buffer
 from common.errors import JournalError
-from common.types import RolloutHeader, RolloutId
+from common.types import ReferenceHeader, RolloutHeader, RolloutId, WeightVersion
 
 SEGMENT_BYTES = 64 << 20
 CACHE_BYTES = 64 << 20
@@ -145,6 +153,17 @@ class Journal:
         key = key_of(header.rollout_id)
         self._log.put(key, pack_payload(header, frames))
         self._cache.add(key, header, frames)
+
+    def add_reference(self, rollout_id: RolloutId, header: ReferenceHeader, frame: Buffer) -> None:
+        """Keep the reference log-probabilities of one rollout; they leave with its group."""
+        key = reference_key_of(rollout_id, header.reference_version)
+        self._log.put(key, pack_reference(header, frame))
+
+    def reference(
+        self, rollout_id: RolloutId, version: WeightVersion
+    ) -> tuple[ReferenceHeader, memoryview]:
+        """Log-probabilities under the reference ``version``; ``KeyError`` if there are none."""
+        return unpack_reference(self._log.get(reference_key_of(rollout_id, version)))
 
     def drop_payloads(self, group_ids: Iterable[int]) -> None:
         """Forget the arrays of groups that have ended; lasting once the events of the turn are."""

@@ -10,7 +10,7 @@ import msgspec
 
 from broker.journal.records import Key
 from common.codec import Buffer
-from common.types import RolloutHeader, RolloutId
+from common.types import ReferenceHeader, RolloutHeader, RolloutId, WeightVersion
 
 Payload = tuple[RolloutHeader, list[memoryview]]
 """Header and three frames."""
@@ -18,11 +18,44 @@ Payload = tuple[RolloutHeader, list[memoryview]]
 _HEADER_BYTES = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RolloutHeader)
+_reference_decoder = msgspec.msgpack.Decoder(ReferenceHeader)
+_REFERENCE = 1 << 12
+"""Above every index."""
 
 
 def key_of(rollout_id: RolloutId) -> Key:
     """Under which key a rollout is kept: it is dropped with its group."""
     return rollout_id.group_id, rollout_id.index, rollout_id.attempt
+
+
+def reference_key_of(rollout_id: RolloutId, version: WeightVersion) -> Key:
+    """Under which key log-probabilities of one reference are kept: no rollout has such an index."""
+    place = _REFERENCE | version.policy_step % 2**32 << 13 | version.incarnation % 2**16 << 45
+    return rollout_id.group_id, place | rollout_id.index, rollout_id.attempt
+
+
+def is_reference(key: Key) -> bool:
+    """Whether reference log-probabilities are kept under ``key``, and no rollout."""
+    return bool(key[1] & _REFERENCE)
+
+
+def rollout_of(key: Key) -> Key:
+    """Group, index and attempt of the rollout that a key of reference log-probabilities is for."""
+    return key[0], key[1] % _REFERENCE, key[2]
+
+
+def pack_reference(header: ReferenceHeader, frame: Buffer) -> list[Buffer]:
+    """Contents of the record of reference log-probabilities; the frame is not copied."""
+    encoded = _encoder.encode(header)
+    return [_HEADER_BYTES.pack(len(encoded)), encoded, frame]
+
+
+def unpack_reference(contents: memoryview) -> tuple[ReferenceHeader, memoryview]:
+    """What :func:`pack_reference` packed, without a copy."""
+    (size,) = _HEADER_BYTES.unpack_from(contents)
+    end = _HEADER_BYTES.size + size
+    header = _reference_decoder.decode(contents[_HEADER_BYTES.size : end])
+    return header, contents[end : end + header.frame_bytes()]
 
 
 def pack_payload(header: RolloutHeader, frames: Sequence[Buffer]) -> list[Buffer]:

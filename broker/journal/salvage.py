@@ -7,7 +7,7 @@ lost are sampled again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,12 @@ import msgspec
 
 from broker import events
 from broker.events import AnyEvent
-from broker.groups import GroupRecord, Place
+from broker.groups import VERIFIED, GroupRecord, Place
 from broker.journal.files import Files, OsFiles
 from broker.journal.history import History
 from broker.journal.inspection import decode
 from broker.journal.log import Log
-from broker.journal.payloads import key_of
+from broker.journal.payloads import key_of, reference_key_of
 from broker.journal.records import (
     FORMAT_VERSION,
     KEY_BYTES,
@@ -106,7 +106,8 @@ def _salvage(files: Files, directory: Path, out: Path) -> Rescue:
         _collect(each, history, payloads)
     ledger = Ledger.replay(LedgerRules(), history.state, history.events)
     _note_missing_events(history, rescue)
-    rescue.next_event = history.next_event + _resample(ledger, payloads, rescue)
+    num_repairs = _resample(ledger, payloads, rescue) + _ask_again(ledger, payloads, rescue)
+    rescue.next_event = history.next_event + num_repairs
     _write(out, header.owner, ledger, payloads, rescue)
     for segment in segments:
         files.close(segment.descriptor)
@@ -245,6 +246,40 @@ def _resampling(group: GroupRecord, lost: Sequence[RolloutId]) -> Iterator[AnyEv
         yield events.PutBack(group_ids=(group.group_id,))
     for each in lost:
         yield events.PayloadLost(group_id=each.group_id, index=each.index, attempt=each.attempt)
+
+
+def _ask_again(ledger: Ledger, payloads: Collection[Key], rescue: Rescue) -> int:
+    """Have lost reference log-probabilities computed again; returns how many events that took."""
+    repairs: list[AnyEvent] = []
+    for group in ledger.groups.values():
+        lost = [index for index in group.references if not _has_reference(group, index, payloads)]
+        if not lost:
+            continue
+        what = f"group {group.group_id}: the reference log-probabilities of rollouts"
+        if group.place is Place.STEPPED:
+            rescue.losses.append(
+                f"{what} {_listed(lost)}; it is stepped: a learner that has to replay that step "
+                "cannot"
+            )
+            continue
+        rescue.losses.append(f"{what} {_listed(lost)}; they are computed again")
+        if group.place is Place.HANDED_OVER:
+            repairs.append(events.PutBack(group_ids=(group.group_id,)))
+        repairs += [
+            events.ReferenceWanted(group_id=group.group_id, index=index)
+            for index in lost
+            if group.indices[index].phase is VERIFIED
+        ]
+    for event in repairs:
+        ledger.apply(event)
+    return len(repairs)
+
+
+def _has_reference(group: GroupRecord, index: int, payloads: Collection[Key]) -> bool:
+    rollout = group.indices[index].rollout
+    if rollout is None:
+        return True
+    return reference_key_of(rollout.rollout_id, group.references[index]) in payloads
 
 
 def _kept_here(group: GroupRecord) -> list[RolloutId]:

@@ -114,6 +114,8 @@ class Core:
 
     def lease_rollout(self, owner: str, now_s: float) -> RolloutLease | None:
         """A rollout for a verifier."""
+        if not self.ledger.index.generated:
+            return None
         decision = verdict_rules.lease_rollout(self.ledger, owner)
         return self._done(self._engine.do(decision, now_s))
 
@@ -127,10 +129,12 @@ class Core:
         self._done(None)
 
     def pull_groups(
-        self, policy_step: int, max_groups: int, held: tuple[int, ...], now_s: float
+        self, policy_step: int, max_groups: int, now_s: float
     ) -> tuple[VerifiedGroup, ...]:
-        """Groups for the batch computed at ``policy_step``."""
-        decision = step_rules.hand_over(self.ledger, Pull(policy_step, max_groups, held))
+        """Groups for the batch computed at ``policy_step``; no reply is ever lost here."""
+        if not self.ledger.index.verified:
+            return ()
+        decision = step_rules.hand_over(self.ledger, Pull(policy_step, max_groups))
         groups = self._done(self._engine.do(decision, now_s))
         return () if groups is None else groups.groups
 

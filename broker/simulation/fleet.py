@@ -48,20 +48,22 @@ _GRADED = Verdict(status=VerdictStatus.GRADED, reward=1.0)
 class FleetRun:
     """``num_actors`` actors, verifiers and a learner, all asking as the real clients do."""
 
-    def __init__(self, num_actors: int, seed: int = 0) -> None:
+    def __init__(self, num_actors: int, groups_per_step: int, seed: int = 0) -> None:
         self.num_actors = num_actors
+        self.num_sampled = 0
         self.num_trained = 0
         self.busy_ns = 0
         self.num_messages = 0
         self.num_calls = 0
         self.counts_calls = False
         """Count function calls inside the broker: work that no noise and no cache changes."""
-        self._groups_per_step = num_actors * GROUPS_PER_ACTOR
+        self.groups_per_step = groups_per_step
+        self._step_s = LATENCY_S * groups_per_step / (num_actors * GROUPS_PER_ACTOR)
         self._random = random.Random(seed)
         self._agenda = Agenda()
         rules = LedgerRules(
             group_size=GROUP_SIZE,
-            groups_per_step=self._groups_per_step,
+            groups_per_step=self.groups_per_step,
             max_policy_lag=2,
             num_steps=1 << 40,
         )
@@ -101,11 +103,11 @@ class FleetRun:
         self._pull()
 
     def advance(self, num_rollouts: int) -> float:
-        """Go on until so many more rollouts are trained; CPU seconds of the server for each."""
-        trained, busy_ns = self.num_trained, self.busy_ns
-        while self.num_trained - trained < num_rollouts:
+        """Go on until so many more rollouts are sampled; CPU seconds of the server for each."""
+        sampled, busy_ns = self.num_sampled, self.busy_ns
+        while self.num_sampled - sampled < num_rollouts:
             self._agenda.step()
-        return (self.busy_ns - busy_ns) / 1e9 / (self.num_trained - trained)
+        return (self.busy_ns - busy_ns) / 1e9 / (self.num_sampled - sampled)
 
     # --- the broker -------------------------------------------------------------------------------
 
@@ -159,6 +161,7 @@ class FleetRun:
                 self._agenda.after(took_s, self._finish, name, rollout_id, self._version)
 
     def _finish(self, name: str, rollout_id: RolloutId, version: WeightVersion) -> None:
+        self.num_sampled += 1
         _, indices = self._leases[name][rollout_id.attempt]
         indices.discard(rollout_id.index)
         header = RolloutHeader(
@@ -214,7 +217,7 @@ class FleetRun:
     # --- learner ----------------------------------------------------------------------------------
 
     def _pull(self) -> None:
-        lacking = self._groups_per_step - len(self._held)
+        lacking = self.groups_per_step - len(self._held)
         self._ask(
             LEARNER,
             messages.PullGroups(
@@ -227,9 +230,9 @@ class FleetRun:
 
     def _on_groups(self, name: str, message: Any) -> None:
         self._held.extend(group.group_id for group in message.groups)
-        if len(self._held) == self._groups_per_step:
+        if len(self._held) == self.groups_per_step:
             self._commit()
-        self._agenda.after(LATENCY_S / NUM_CHUNKS, self._pull)
+        self._agenda.after(self._step_s / NUM_CHUNKS, self._pull)
 
     def _commit(self) -> None:
         step = self._version.policy_step

@@ -77,9 +77,8 @@ class VirtualLearner:
         if self._is_busy or self.is_finished:
             return
         now_s = self._agenda.now_s
-        held = tuple(group.group_id for group in self._held)
-        lacking = self._setting.groups_per_step - len(held)
-        groups = self._core.pull_groups(self.lineage.policy_step, lacking, held, now_s)
+        lacking = self._setting.groups_per_step - len(self._held)
+        groups = self._core.pull_groups(self.lineage.policy_step, lacking, now_s)
         if not groups:
             return
         if self._setting.learner == "streaming":

@@ -205,7 +205,8 @@ class Simulation:
         lost = self.setting.faults.lost_verdicts
         judged = not lost or self._random.random() >= lost
         self.core.submit_verdict(lease, judged, self.agenda.now_s)
-        self._verify()
+        if self._idle_verifiers == 1 or not judged:
+            self._verify()
         self.learner.poke()
 
     # --- failures ---------------------------------------------------------------------------------

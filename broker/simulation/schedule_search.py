@@ -5,16 +5,15 @@ delay, ahead of free slots or not), order of completions for slots, order and si
 learner takes; the best is picked afterwards on the very lengths it is measured on.
 
 *Clairvoyant*: all lengths are known in advance. Longest first in the slots, and the prompts
-themselves put in another order, so that long groups share a step; then improved by seeded local
-search. No scheduler can do this; the distance is the worth of a perfect length predictor that may
-also reorder the prompts.
+themselves put in another order, so that long groups share a step. No scheduler can do this; the
+distance is the worth of a perfect length predictor that may also reorder the prompts.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from broker.simulation.schedule_model import Plan, Problem, ScheduleModel
 
@@ -42,31 +41,18 @@ def best_clairvoyant_slots(problem: Problem) -> Found:
     """The best plan that knows all lengths and keeps the order of the prompts."""
     keys = {
         "longest completion first": _longest_first,
-        "group with the longest completion first": _longest_group_first,
-        "group with the shortest longest completion first": _shortest_group_first,
         "longest completion first within each deadline": _longest_in_cohort,
         "group with the longest completion first within each deadline": _longest_group_in_cohort,
     }
-    plans = [
-        Plan(name=f"{name}{', eager' if eager else ''}", slot_key=key, is_eager=eager)
+    return _best(
+        evaluate(problem, Plan(name=name, slot_key=key, is_eager=True))
         for name, key in keys.items()
-        for eager in (False, True)
-    ]
-    return _best(evaluate(problem, plan) for plan in plans)
+    )
 
 
-def best_clairvoyant_order(problem: Problem, num_moves: int) -> Found:
+def best_clairvoyant_order(problem: Problem) -> Found:
     """The best plan that knows all lengths and may train the prompts in any order."""
-    best = _best(evaluate(problem, plan) for plan in _ordered_plans(problem))
-    source = random.Random(problem.setting.seed)
-    order = list(best.plan.order or range(len(problem.lengths)))
-    for _ in range(num_moves):
-        moved = _moved(order, source)
-        name = best.plan.name.removesuffix(", improved")
-        found = evaluate(problem, replace(best.plan, name=f"{name}, improved", order=moved))
-        if found.end_s < best.end_s:
-            best, order = found, moved
-    return best
+    return _best(evaluate(problem, plan) for plan in _ordered_plans(problem))
 
 
 def _best(found: Iterator[Found]) -> Found:
@@ -78,12 +64,10 @@ def _plain_plans() -> list[Plan]:
     return [
         Plan(),
         Plan(name="eager", is_eager=True),
-        Plan(name="first members first", slot_key=_by_index),
         Plan(name="first members first, eager", slot_key=_by_index, is_eager=True),
         Plan(name="newest group first", slot_key=_newest_first, is_eager=True),
         Plan(name="one group at a time", max_chunk=1),
         Plan(name="nine tenths outstanding", max_outstanding=0.9),
-        Plan(name="admission held 0.02 s", hold_s=0.02),
     ]
 
 
@@ -105,7 +89,7 @@ def _random_plans(number: int) -> Iterator[Plan]:
 def _ordered_plans(problem: Problem) -> Iterator[Plan]:
     """Prompts sorted by their longest completion inside windows of some batches."""
     num_groups = len(problem.lengths)
-    for batches in (1, 2, 3, 4, 6, 8, 12, 16, problem.setting.num_steps):
+    for batches in (3, problem.setting.num_steps):
         window = batches * problem.setting.groups_per_step
         for rising in (False, True):
             order: list[int] = []
@@ -113,28 +97,12 @@ def _ordered_plans(problem: Problem) -> Iterator[Plan]:
                 members = range(first, min(first + window, num_groups))
                 order += sorted(members, key=lambda g: max(problem.lengths[g]), reverse=not rising)
             direction = "rising" if rising else "falling"
-            name = f"prompts sorted, {direction}, over {batches} batches"
-            yield Plan(name=name, order=order)
             yield Plan(
-                name=f"{name}, eager longest first",
+                name=f"prompts sorted, {direction}, over {batches} batches, longest first",
                 order=order,
                 slot_key=_longest_first,
                 is_eager=True,
             )
-
-
-def _moved(order: list[int], source: random.Random) -> list[int]:
-    """A neighbour: two prompts swapped, or a run of them moved."""
-    moved = list(order)
-    one, other = source.randrange(len(order)), source.randrange(len(order))
-    if source.random() < 0.5:
-        moved[one], moved[other] = moved[other], moved[one]
-    else:
-        length = source.randint(1, 32)
-        block = moved[one : one + length]
-        del moved[one : one + length]
-        moved[other:other] = block
-    return moved
 
 
 def _by_index(problem: Problem, group_id: int, index: int) -> float:
@@ -151,14 +119,6 @@ def _shuffled(problem: Problem, group_id: int, index: int) -> float:
 
 def _longest_first(problem: Problem, group_id: int, index: int) -> float:
     return -problem.lengths[group_id][index]
-
-
-def _longest_group_first(problem: Problem, group_id: int, index: int) -> float:
-    return -max(problem.lengths[group_id])
-
-
-def _shortest_group_first(problem: Problem, group_id: int, index: int) -> float:
-    return max(problem.lengths[group_id])
 
 
 def _longest_in_cohort(problem: Problem, group_id: int, index: int) -> float:

@@ -267,8 +267,10 @@ class _Lexer:
             self._add("text", words)
 
     def _is_unit(self, plain: str, command: str) -> bool:
-        """A single letter after a number is a unit: ``5\\text{ m}``; ``e`` and ``i`` never are."""
-        if command in _STYLES or len(plain) != 1 or plain in "ei" or not plain.isalpha():
+        """A single letter after a number is a unit: ``5\\text{ m}``; constants and the letters that
+        stand for an unknown never are.
+        """
+        if command in _STYLES or len(plain) != 1 or plain in "eixyzn" or not plain.isalpha():
             return False
         return bool(self._tokens) and self._tokens[-1].kind == "number"
 

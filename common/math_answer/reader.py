@@ -42,10 +42,14 @@ from common.math_answer.tree import (
     Symbol,
     Words,
     product,
+    quotient,
 )
 from common.math_answer.units import unit_name
 
-_PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.(\d{1,30}))?", re.ASCII)
+_PLAIN_NUMBER = re.compile(r"(-?\d{1,30})(?:\.(\d{1,30}))?", re.ASCII)
+_PLAIN_FRACTION = re.compile(
+    r"(?:\\[dt]?frac\{(\d{1,30})\}\{(\d{1,30})\}|(\d{1,30})/(\d{1,30}))", re.ASCII
+)
 """What most answers are: worth a way of its own, which says the same as the grammar."""
 
 _RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "in")
@@ -59,8 +63,8 @@ _OPENING, _CLOSING = frozenset(_CLOSER_OF), frozenset((")", "]", "set}", ")>", "
 
 def read_answer(text: str) -> Answer:
     """The tree of ``text``; raises :class:`AnswerError` when it is no answer of the grammar."""
-    if plain := _PLAIN_NUMBER.fullmatch(text):
-        return Number(Fraction(text), len(plain[1]) if plain[1] else None)
+    if plain := _read_plain(text):
+        return plain
     tokens = tokenize(_unboxed(text))
     if len(tokens) > 1 and tokens[-2].kind == "symbol" and tokens[-2].value in (".", ","):
         del tokens[-2]
@@ -72,6 +76,18 @@ def read_answer(text: str) -> Answer:
         raise AnswerError(f"unexpected {reader.cursor.next.value[:20]!r}")
     check_magnitude(answer)
     return answer
+
+
+def _read_plain(text: str) -> Expression | None:
+    if number := _PLAIN_NUMBER.fullmatch(text):
+        whole, decimals = number.groups()
+        if not decimals:
+            return Number(Fraction(int(whole)))
+        return Number(Fraction(int(whole + decimals), 10 ** len(decimals)), len(decimals))
+    if fraction := _PLAIN_FRACTION.fullmatch(text):
+        upper, lower = fraction[1] or fraction[3], fraction[2] or fraction[4]
+        return quotient(Number(Fraction(int(upper))), Number(Fraction(int(lower))))
+    return None
 
 
 def _unboxed(text: str) -> str:

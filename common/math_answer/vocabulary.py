@@ -60,7 +60,7 @@ UNWORKED = _words("sum prod int iint oint lim limsup liminf")
 """What an answer has to have worked out."""
 
 CONNECTIVES = frozenset(("and", "or"))
-PERCENT = frozenset(("percent", "percentage", "pct"))
+PERCENT = frozenset(("percent", "per cent", "percentage", "pct"))
 DEGREE = frozenset(("degree", "degrees", "deg"))
 
 UNITS = {
@@ -97,6 +97,9 @@ MEANINGFUL_WORDS = _words(
     "greater smaller over under above below up down either neither nor if else unless maybe "
     "mod modulo base is are be equals equal divided multiplied added power percent each "
     "wrong incorrect false true any all every some infinity pi pair pairs couple couples score "
-    "scores gross grosses k b t bn mn mil mio"
+    "scores gross grosses k b t bn mn mil mio fourth fourths fifths sixth sixths seventh sevenths "
+    "eighth eighths ninth ninths tens millionth millionths billionth billionths trillions lakh "
+    "lakhs crore crores kilo mega giga milli micro permil permille mille ppm bps percentage "
+    "factorial reciprocal reciprocals inverse opposite imaginary remainder teen ty"
 )
 """Words that change what a number means, so they are no unit."""

@@ -3,7 +3,8 @@
 Every exchange is a request with one reply. Work is pulled: a request for ``max_*`` items is the
 credit that the client grants, and the broker holds the request for up to ``wait_s`` until it has
 something to give. All requests may be sent again after a reconnect: the broker treats a repeated
-request as the same one (submissions by rollout id, commits by step).
+request as the same one (submissions by rollout id, commits by step). Small requests of one client
+may travel together (``Batch``) and are each treated as if they had come alone.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from common.messages.base import (
     Refused,
     WaitSeconds,
 )
+from common.messages.batch import MAX_BATCH_REQUESTS, Batch, BatchedRequest
 from common.messages.consumption import (
     CommitCheckpoint,
     CommitStep,
     DescribeGroups,
     EndRun,
     EvictGroups,
+    FetchReferences,
     FetchRollouts,
     Groups,
     PullGroups,
+    References,
     ResumeLearner,
     Rollouts,
+    SetReference,
     SteppedBatch,
 )
 from common.messages.flow import Credit, ReserveBytes
@@ -63,7 +68,7 @@ from common.messages.weights import (
     WatchWeights,
     WeightNotice,
 )
-from common.types import RolloutHeader
+from common.types import ReferenceHeader, RolloutHeader
 
 Request = (
     Register
@@ -77,6 +82,8 @@ Request = (
     | PullGroups
     | DescribeGroups
     | FetchRollouts
+    | SetReference
+    | FetchReferences
     | CommitStep
     | CommitCheckpoint
     | ResumeLearner
@@ -100,6 +107,7 @@ Reply = (
     | RolloutLeases
     | Groups
     | Rollouts
+    | References
     | WeightNotice
     | Fleet
     | Status
@@ -109,10 +117,19 @@ Reply = (
     | Acks
     | Refused
 )
-AnyMessage = Request | Reply
+AnyMessage = Request | Reply | Batch
 
 WITH_FRAMES = frozenset(
-    (SubmitRollout, RolloutLeases, PutRollouts, Rollouts, PublishWeights, WeightNotice)
+    (
+        SubmitRollout,
+        RolloutLeases,
+        SubmitVerdict,
+        PutRollouts,
+        Rollouts,
+        References,
+        PublishWeights,
+        WeightNotice,
+    )
 )
 """Messages that array or manifest frames may follow; every other has none."""
 
@@ -131,6 +148,13 @@ def rollouts_in(message: AnyMessage) -> tuple[RolloutHeader, ...]:
     return ()
 
 
+def references_in(message: AnyMessage) -> tuple[ReferenceHeader, ...]:
+    """The reference log-probabilities that travel as frames of ``message``, one each, in order."""
+    if isinstance(message, SubmitVerdict):
+        return () if message.reference is None else (message.reference,)
+    return message.references if isinstance(message, References) else ()
+
+
 def has_manifest(message: AnyMessage) -> bool:
     """True when the one frame of ``message`` is an encoded weight manifest."""
     if isinstance(message, WeightNotice):
@@ -139,11 +163,14 @@ def has_manifest(message: AnyMessage) -> bool:
 
 
 __all__ = [
+    "MAX_BATCH_REQUESTS",
     "SCHEMA",
     "WITH_FRAMES",
     "Ack",
     "Acks",
     "AnyMessage",
+    "Batch",
+    "BatchedRequest",
     "CommitCheckpoint",
     "CommitStep",
     "Credit",
@@ -151,6 +178,7 @@ __all__ = [
     "EndRun",
     "Ended",
     "EvictGroups",
+    "FetchReferences",
     "FetchRollouts",
     "Fleet",
     "FleetMember",
@@ -176,6 +204,7 @@ __all__ = [
     "PublishWeights",
     "PullGroups",
     "PutRollouts",
+    "References",
     "Refused",
     "Register",
     "Registered",
@@ -189,6 +218,7 @@ __all__ = [
     "RolloutLease",
     "RolloutLeases",
     "Rollouts",
+    "SetReference",
     "Status",
     "SteppedBatch",
     "StoreAddress",
@@ -200,5 +230,6 @@ __all__ = [
     "WatchWeights",
     "WeightNotice",
     "has_manifest",
+    "references_in",
     "rollouts_in",
 ]

@@ -8,7 +8,7 @@ import msgspec
 
 from common.types import Count, Name, Reason, Record
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised on every incompatible change; unlike peers refuse each other by name."""
 
 Indices = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=4096)]

@@ -7,7 +7,16 @@ from typing import Annotated
 import msgspec
 
 from common.messages.base import GroupIds, Message, WaitSeconds
-from common.types import Count, EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
+from common.types import (
+    Count,
+    EvictReason,
+    Record,
+    ReferenceHeader,
+    RolloutHeader,
+    RolloutId,
+    VerifiedGroup,
+    WeightVersion,
+)
 
 
 class PullGroups(Message, frozen=True):
@@ -50,6 +59,28 @@ class Rollouts(Message, frozen=True):
     """Reply to :class:`FetchRollouts`: three frames a rollout, in the order asked for."""
 
     rollouts: Annotated[tuple[RolloutHeader, ...], msgspec.Meta(max_length=65536)]
+
+
+class SetReference(Message, frozen=True):
+    """The learner trains with the reference policy ``version``; repeatable.
+
+    Groups are handed over from here on only with log-probabilities of that reference. Rollouts
+    judged before are leased to verifiers once more, for these alone.
+    """
+
+    version: WeightVersion
+
+
+class FetchReferences(Message, frozen=True):
+    """Ask for the reference log-probabilities of these rollouts."""
+
+    rollout_ids: Annotated[tuple[RolloutId, ...], msgspec.Meta(min_length=1, max_length=65536)]
+
+
+class References(Message, frozen=True):
+    """Reply to :class:`FetchReferences`: one frame a rollout, in the order asked for."""
+
+    references: Annotated[tuple[ReferenceHeader, ...], msgspec.Meta(max_length=65536)]
 
 
 class CommitStep(Message, frozen=True):

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
-
-import zmq
 
 from common.codec import Buffer
 from common.errors import RefusedError
 from common.messages import (
     Ack,
+    AnyMessage,
     FetchRollouts,
     PutRollouts,
     Refused,
     Reply,
-    Request,
     Rollouts,
 )
 from common.payloads.backing import Backing
@@ -38,7 +35,7 @@ class PayloadService:
     def __init__(self, backing: Backing) -> None:
         self.backing = backing
 
-    def handle(self, message: Request | Reply, frames: Sequence[Buffer]) -> Answered:
+    def handle(self, message: AnyMessage, frames: Sequence[Buffer]) -> Answered:
         """The answer to one message; what no payload server knows is refused."""
         try:
             if isinstance(message, PutRollouts):
@@ -65,15 +62,5 @@ class PayloadService:
             except KeyError:
                 continue
             headers.append(header)
-            frames.extend(map(held, arrays))
+            frames.extend(arrays)
         return Answered(Rollouts(rollouts=tuple(headers)), frames)
-
-
-def held(frame: Buffer) -> Buffer:
-    """``frame`` as it can be sent again without a copy.
-
-    A view of a received :class:`zmq.Frame` is replaced by the frame itself, which libzmq counts
-    references to; a view would be wrapped anew, with a callback, for each send.
-    """
-    owner: object = frame.obj if isinstance(frame, memoryview) else None
-    return cast("Buffer", owner) if isinstance(owner, zmq.Frame) else frame

@@ -8,6 +8,7 @@ from common.messages import (
     Ack,
     Acks,
     AnyMessage,
+    Batch,
     CommitCheckpoint,
     CommitStep,
     Credit,
@@ -15,6 +16,7 @@ from common.messages import (
     Ended,
     EndRun,
     EvictGroups,
+    FetchReferences,
     FetchRollouts,
     Fleet,
     FleetMember,
@@ -35,6 +37,7 @@ from common.messages import (
     PublishWeights,
     PullGroups,
     PutRollouts,
+    References,
     Refused,
     Register,
     Registered,
@@ -46,6 +49,7 @@ from common.messages import (
     RolloutLease,
     RolloutLeases,
     Rollouts,
+    SetReference,
     Status,
     SteppedBatch,
     StoreAddress,
@@ -58,6 +62,7 @@ from common.messages import (
 )
 from common.types import (
     EvictReason,
+    ReferenceHeader,
     RewardComponent,
     Role,
     Verdict,
@@ -76,11 +81,19 @@ _VERDICT = Verdict(
     components=(RewardComponent(name="accuracy", value=1.0, weight=1.0),),
     reason="equal",
 )
+_REFERENCE = ReferenceHeader(reference_version=version(4, 1), num_tokens=5)
 _GROUP = VerifiedGroup(
     group_id=4,
     prompt=_PROMPT,
     deadline_step=7,
-    rollouts=(VerifiedRollout(rollout=_ROLLOUT, verdict=_VERDICT, masked_spans=(1,)),),
+    rollouts=(
+        VerifiedRollout(
+            rollout=_ROLLOUT,
+            verdict=_VERDICT,
+            masked_spans=(1,),
+            reference_version=version(4, 1),
+        ),
+    ),
 )
 _ANNOUNCEMENT = PublishWeights(
     version=version(6, 1),
@@ -105,13 +118,28 @@ SAMPLES: tuple[AnyMessage, ...] = (
     SubmitRollout(rollout=structs.replace(_ROLLOUT, store="store-0"), content_hash="ab"),
     ReturnLease(lease=_LEASE, error="engine gone"),
     LeaseRollouts(max_rollouts=16, wait_s=1.5),
-    RolloutLeases(leases=(RolloutLease(prompt=_PROMPT, rollout=_ROLLOUT, verify_attempt=1),)),
-    SubmitVerdict(rollout_id=_ROLLOUT.rollout_id, verify_attempt=1, verdict=_VERDICT),
+    RolloutLeases(
+        leases=(
+            RolloutLease(
+                prompt=_PROMPT,
+                rollout=_ROLLOUT,
+                verify_attempt=1,
+                reference_version=version(4, 1),
+                verdict=_VERDICT,
+            ),
+        )
+    ),
+    SubmitVerdict(
+        rollout_id=_ROLLOUT.rollout_id, verify_attempt=1, verdict=_VERDICT, reference=_REFERENCE
+    ),
     PullGroups(policy_step=6, max_groups=32, wait_s=1.5),
     Groups(groups=(_GROUP,), exhausted=True),
     DescribeGroups(group_ids=(4, 5)),
     FetchRollouts(rollout_ids=(_ROLLOUT.rollout_id,)),
     Rollouts(rollouts=(_ROLLOUT,)),
+    SetReference(version=version(4, 1)),
+    FetchReferences(rollout_ids=(_ROLLOUT.rollout_id,)),
+    References(references=(_REFERENCE,)),
     CommitStep(incarnation=1, policy_step=6, group_ids=(4,)),
     CommitCheckpoint(policy_step=6),
     ResumeLearner(
@@ -158,4 +186,11 @@ SAMPLES: tuple[AnyMessage, ...] = (
     Ack(outcome="duplicate", promise="relaxed"),
     Acks(acks=((7, Ack(outcome="late")), (8, Ack(promise="relaxed")))),
     Refused(code="sealed", reason="the run is over"),
+    Batch(
+        requests=(
+            (7, SubmitVerdict(rollout_id=_ROLLOUT.rollout_id, verify_attempt=1, verdict=_VERDICT)),
+            (8, Heartbeat(leases=(_LEASE,))),
+            (9, LeaseRollouts(max_rollouts=16, wait_s=1.5)),
+        )
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from tests.contract.samples import SAMPLES
 from tests.fuzz.broker import Fuzzed, fuzz_broker
 from tests.fuzz.decoding import feed_decoder
 from tests.fuzz.mutations import Mutator, Parts, whole_message
+
+_TARGETS = ("decoder", "strangers", "insiders")
 
 
 def damaged_messages(seed: int, *, as_insiders: bool) -> Iterator[Parts]:
@@ -36,17 +39,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=100_000, help="messages for each target")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=_TARGETS, action="append", help="default: all")
+    parser.add_argument("--json", action="store_true", help="one JSON line a broker target")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    started_s = time.perf_counter()
-    messages = damaged_messages(options.seed, as_insiders=True)
-    tally = feed_decoder(next(messages) for _ in range(options.frames))
-    print(f"decoder: {dict(tally)} in {time.perf_counter() - started_s:.0f} s")
-    for title, as_insiders in (("strangers", False), ("insiders", True)):
+    for target in options.target or _TARGETS:
         started_s = time.perf_counter()
-        messages = damaged_messages(options.seed, as_insiders=as_insiders)
-        fuzzed = fuzz_broker(messages, options.frames, as_insiders=as_insiders)
-        _report(title, fuzzed, time.perf_counter() - started_s)
+        messages = damaged_messages(options.seed, as_insiders=target != "strangers")
+        if target == "decoder":
+            tally = feed_decoder(next(messages) for _ in range(options.frames))
+            print(f"decoder: {dict(tally)} in {time.perf_counter() - started_s:.0f} s")
+            continue
+        fuzzed = fuzz_broker(messages, options.frames, as_insiders=target == "insiders")
+        if options.json:
+            print(json.dumps(fuzzed.__dict__))
+        else:
+            _report(target, fuzzed, time.perf_counter() - started_s)
 
 
 def _report(title: str, fuzzed: Fuzzed, wall_s: float) -> None:

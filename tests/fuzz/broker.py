@@ -18,8 +18,9 @@ from broker.engine import PayloadStore
 from broker.events import AnyEvent
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
+from common.batching import decode_requests
 from common.codec import decode
-from common.messages import Refused, Register
+from common.messages import Acks, Refused, Register
 from common.types import Role
 from tests.fuzz.mutations import Parts, whole_message
 from tests.simulation.books import Books
@@ -29,6 +30,8 @@ from tests.simulation.world import Scenario, World
 
 _MESSAGES_A_TURN = 40
 _TURN_S = 0.01
+_BEGIN_S = 5.0
+_SETTLE_S = 60.0
 _KEPT_STRANGERS = 200
 _INSIDERS = tuple(Role)
 _RULES = LedgerRules(group_size=2, groups_per_step=2, num_steps=10**6, max_policy_lag=2)
@@ -39,6 +42,8 @@ class Fuzzed:
     """What became of the damaged messages."""
 
     num_messages: int = 0
+    num_requests: int = 0
+    """Requests in them, each to be answered; what is no message counts as one."""
     answers: Counter[str] = field(default_factory=Counter)
     honest_steps: int = 0
     rss_growth_bytes: int = 0
@@ -66,6 +71,9 @@ class _Thrower(DealerSocket):
     def on_message(self, connection: Connection, parts: list[bytes]) -> None:
         """Count an answer."""
         message = decode(parts).message
+        if isinstance(message, Acks):
+            self._answers["Ack"] += len(message.acks)
+            return
         code = f" {message.code}" if isinstance(message, Refused) else ""
         self._answers[type(message).__name__ + code] += 1
 
@@ -115,21 +123,31 @@ class FuzzedWorld(World):
                 task.result()
 
     async def _throw_all(self) -> None:
-        """Throw everything; what the first half takes in memory counts as warming up."""
-        await asyncio.sleep(5.0)
-        warm_bytes = 0
-        for number in range(self._num_messages):
-            if number == self._num_messages // 2:
-                warm_bytes = _rss_bytes()
-            thrower = self._insider(number) if self._as_insiders else self._stranger(number)
-            thrower.throw(next(self._messages))
-            if number % _MESSAGES_A_TURN == 0:
-                await asyncio.sleep(_TURN_S)
-        steps_before = self.books.committed_step
-        await asyncio.sleep(60.0)
+        """Throw everything in two equal rounds: what the first one takes in memory is warming up.
+
+        Both readings come after the same rest, so that what the world itself keeps (its trace, its
+        disk) is filled with the same kind of traffic at either.
+        """
+        await asyncio.sleep(_BEGIN_S)
+        half = self._num_messages // 2
+        await self._throw(range(half))
+        warm_bytes = _rss_bytes()
+        await self._throw(range(half, self._num_messages))
         self.fuzzed.num_messages = self._num_messages
         self.fuzzed.rss_growth_bytes = _rss_bytes() - warm_bytes
         self.fuzzed.honest_steps = self.books.committed_step
+
+    async def _throw(self, numbers: range) -> None:
+        """One round, and a rest in which the honest clients have to be served."""
+        for number in numbers:
+            thrower = self._insider(number) if self._as_insiders else self._stranger(number)
+            parts = next(self._messages)
+            self.fuzzed.num_requests += len(decode_requests(parts))
+            thrower.throw(parts)
+            if number % _MESSAGES_A_TURN == 0:
+                await asyncio.sleep(_TURN_S)
+        steps_before = self.books.committed_step
+        await asyncio.sleep(_SETTLE_S)
         if not self._as_insiders and self.books.committed_step <= steps_before:
             raise Violation("G10", "the honest clients are not served any more")
 

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from common.codec import decode, encode, unpack, unpack_manifest
+from common.batching import decode_requests
+from common.codec import Decoded, decode, encode, unpack, unpack_manifest
 from common.errors import DecodeError
+from common.messages import MAX_BATCH_REQUESTS
 from common.types import RolloutHeader, Verdict
 from tests.fuzz.mutations import Parts
 
@@ -21,6 +23,7 @@ def feed_decoder(messages: Iterator[Parts]) -> Counter[str]:
     """
     tally: Counter[str] = Counter()
     for parts in messages:
+        feed_batches(parts)
         try:
             decoded = decode(parts)
         except DecodeError:
@@ -32,6 +35,16 @@ def feed_decoder(messages: Iterator[Parts]) -> Counter[str]:
         if len(parts) > 1:
             feed_records(parts[1:])
     return tally
+
+
+def feed_batches(parts: Sequence[bytes]) -> None:
+    """Every request has an answer: what is no message is one error, and nothing is raised."""
+    taken = decode_requests(parts)
+    assert 1 <= len(taken) <= MAX_BATCH_REQUESTS
+    for request_id, decoded in taken:
+        if isinstance(decoded, Decoded):
+            again = encode(decoded.message, decoded.request_id, decoded.frames)
+            assert decode_requests(again) == [(request_id, decoded)]
 
 
 def feed_records(frames: Sequence[bytes]) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
+from common.batching import encode_batch
 from common.codec import encode, pack_manifest
-from common.messages import AnyMessage, has_manifest, rollouts_in
+from common.messages import AnyMessage, has_manifest, references_in, rollouts_in
 from common.weight_layout import TensorSpec, WeightManifest
 from tests.builders import rollout_arrays, version
 
@@ -52,6 +53,7 @@ def whole_message(message: AnyMessage, request_id: int = 7) -> Parts:
             seed=1,
         )
         frames += [bytes(frame) for frame in arrays.frames()]
+    frames += [bytes(header.frame_bytes()) for header in references_in(message)]
     return [bytes(part) for part in encode(message, request_id, frames)]
 
 
@@ -77,6 +79,7 @@ class Mutator:
             self._lie_about_lengths,
             self._spoil_prelude,
             self._many_frames,
+            self._batch_together,
         )
 
     def next(self) -> Parts:
@@ -172,6 +175,15 @@ class Mutator:
             parts[number] = self._random.choice(
                 (parts[number][:-1], parts[number] + b"\x00", b"", parts[number] * 2)
             )
+
+    def _batch_together(self, parts: Parts) -> None:
+        """One message of this header and some of the corpus, in any order."""
+        headers = [parts[1]] if len(parts) > 1 else []
+        for _ in range(self._random.choice((0, 1, 5, 31, 40))):
+            headers.append(self._random.choice(self._corpus)[1])
+        self._random.shuffle(headers)
+        batch = encode_batch([(self._random.randrange(9), header) for header in headers])
+        parts[:] = [bytes(part) for part in batch]
 
     def _spoil_prelude(self, parts: Parts) -> None:
         magic = self._random.choice((b"HRCE", b"HRCE", b"GET ", b"\x16\x03\x01\x00"))

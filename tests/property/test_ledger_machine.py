@@ -18,7 +18,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker import payload_rules, resume_rules, rollout_rules, step_rules, verdict_rules
+from broker import (
+    payload_rules,
+    reference_rules,
+    resume_rules,
+    rollout_rules,
+    step_rules,
+    verdict_rules,
+)
 from broker.engine import Engine
 from broker.events import AnyEvent
 from broker.group_index import GroupIndex
@@ -37,7 +44,15 @@ from common.messages import (
     ResumeLearner,
     SteppedBatch,
 )
-from common.types import EvictReason, Prompt, RolloutId, Verdict, VerdictStatus, WeightVersion
+from common.types import (
+    EvictReason,
+    Prompt,
+    ReferenceHeader,
+    RolloutId,
+    Verdict,
+    VerdictStatus,
+    WeightVersion,
+)
 from tests.builders import rollout_header, version
 from tests.scripted_prompts import ScriptedPrompts
 from tests.unit.broker.ledger_driver import Payloads
@@ -87,6 +102,7 @@ class LedgerMachine(RuleBasedStateMachine):
         kind=st.sampled_from(["train", "train", "train", "collect"]),
         staleness=st.sampled_from(["wait", "wait", "mask_tokens", "drop_group"]),
         dynamic_sampling=st.booleans(),
+        has_verifier_reference=st.booleans(),
     )
     def start(self, lag: int, **rules: object) -> None:
         self.ledger_rules = LedgerRules(
@@ -99,6 +115,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.history: list[AnyEvent] = []
         self.granted: list[Lease] = []
         self.verifying: list[tuple[RolloutId, int]] = []
+        self.wanted: dict[int, WeightVersion | None] = {}
+        self.verdicts: dict[RolloutId, Verdict] = {}
         self.has_forked = False
         self.parts: list[bytes] = []
         ledger = WatchedLedger(self.ledger_rules)
@@ -197,16 +215,41 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt = leased.verify_attempt
             assert all(attempt != known for _, known in self.verifying)
             self.verifying.append((leased.rollout.rollout_id, attempt))
+            self.wanted[attempt] = leased.reference_version
+            assert leased.reference_version == self.ledger.state.reference
+            assert leased.verdict == self.verdicts.get(leased.rollout.rollout_id)
 
-    @rule(data=st.data(), verdict=verdicts)
-    def submit_verdict(self, data: st.DataObject, verdict: Verdict) -> None:
+    @rule(data=st.data(), verdict=verdicts, brings=st.sampled_from(["", "wanted", "wanted", "any"]))
+    def submit_verdict(self, data: st.DataObject, verdict: Verdict, brings: str) -> None:
         if not self.verifying:
             return
         rollout_id, attempt = data.draw(st.sampled_from(self.verifying[-12:]))
         newer = self._newer_verification(rollout_id, attempt)
-        self.decide(lambda: verdict_rules.submit_verdict(self.ledger, rollout_id, attempt, verdict))
+        reference = self.wanted.get(attempt) if brings == "wanted" else None
+        if brings == "any":
+            reference = version(data.draw(small))
+        self._submit_verdict(rollout_id, attempt, verdict, reference)
         if newer is not None and verdict.status is VerdictStatus.INFRA_ERROR:
             assert newer.phase is Phase.VERIFYING, "an old lease ended a newer one"
+
+    def _submit_verdict(
+        self,
+        rollout_id: RolloutId,
+        attempt: int,
+        verdict: Verdict,
+        reference: WeightVersion | None,
+    ) -> None:
+        header = None
+        if reference is not None:
+            header = ReferenceHeader(reference_version=reference, num_tokens=5)
+        self.decide(
+            lambda: verdict_rules.submit_verdict(self.ledger, rollout_id, attempt, verdict, header)
+        )
+
+    @rule(step=small, incarnation=st.integers(0, 1))
+    def set_reference(self, step: int, incarnation: int) -> None:
+        at = version(step, incarnation)
+        self.decide(lambda: reference_rules.set_reference(self.ledger, at))
 
     def _newer_verification(self, rollout_id: RolloutId, attempt: int) -> IndexRecord | None:
         """Where a rollout is being verified under another attempt."""
@@ -257,11 +300,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 break
             rollout_id, attempt = leased.rollout.rollout_id, leased.verify_attempt
             self.verifying.append((rollout_id, attempt))
-            self._judge(rollout_id, attempt)
-
-    def _judge(self, rollout_id: RolloutId, attempt: int) -> None:
-        verdict = Verdict(status=VerdictStatus.GRADED, reward=float(attempt % 2))
-        self.decide(lambda: verdict_rules.submit_verdict(self.ledger, rollout_id, attempt, verdict))
+            self.wanted[attempt] = leased.reference_version
+            verdict = Verdict(status=VerdictStatus.GRADED, reward=float(attempt % 2))
+            self._submit_verdict(rollout_id, attempt, verdict, leased.reference_version)
 
     def _fill_batch(self, share: float) -> None:
         state = self.ledger.state
@@ -295,13 +336,17 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(max_groups=st.integers(1, 4), says_held=st.booleans(), forgets=st.integers(0, 3))
     def hand_over(self, max_groups: int, says_held: bool, forgets: int) -> None:
-        handed_over = self.ledger.state.handed_over
+        handed_over = list(self.ledger.state.handed_over)
         held = tuple(handed_over[: len(handed_over) - forgets]) if says_held else None
         pull = Pull(self.ledger.state.policy_step, max_groups, held)
         groups = self.decide(lambda: step_rules.hand_over(self.ledger, pull))
         if groups is not None:
             assert len(groups.groups) <= max_groups
             assert {g.group_id for g in groups.groups} <= set(self.ledger.state.handed_over)
+            fresh = [g for g in groups.groups if g.group_id not in handed_over]
+            brought = {item.reference_version for g in fresh for item in g.rollouts}
+            wanted = self.ledger.state.reference
+            assert wanted is None or brought <= {wanted}
 
     @rule(is_whole=st.integers(0, 5).map(lambda n: n > 0))
     def commit_step(self, is_whole: bool) -> None:
@@ -472,6 +517,29 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(listed) == len(set(listed)), "a group is in two batches"
         placed = {g.group_id for g in self.ledger.groups.values() if g.place is not Place.OPEN}
         assert placed == set(listed)
+
+    @invariant()
+    def an_open_group_is_verified_exactly_with_the_reference_of_now(self) -> None:
+        wanted = self.ledger.state.reference
+        for group in self.ledger.groups.values():
+            if group.place is not Place.OPEN:
+                assert group.is_verified
+                continue
+            for index, item in enumerate(group.indices):
+                has_it = wanted is None or group.references.get(index) == wanted
+                if item.phase is Phase.VERIFIED:
+                    assert item.verdict is not None
+                    assert has_it
+                elif item.phase is Phase.GENERATED and item.verdict is not None:
+                    assert not has_it
+
+    @invariant()
+    def a_verdict_stands_as_long_as_its_rollout(self) -> None:
+        for group in self.ledger.groups.values():
+            for item in group.indices:
+                if item.verdict is not None and item.rollout is not None:
+                    rollout_id = item.rollout.rollout_id
+                    assert self.verdicts.setdefault(rollout_id, item.verdict) == item.verdict
 
     @invariant()
     def a_lease_is_in_force_exactly_while_its_index_is_worked_on(self) -> None:

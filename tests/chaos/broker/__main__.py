@@ -28,13 +28,13 @@ def main() -> int:
         for outcome in CAMPAIGNS[name](plan):
             outcomes.append(outcome)
             print(line(outcome), flush=True)
+            if options.json:  # as far as it has come: the whole takes most of an hour
+                write_report(options.json, options.seed, outcomes)
     broken = [f"{item.name}: {text}" for item in outcomes for text in item.violations]
     for violation in broken[:50]:
         print(f"  {violation}")
     total = sum(outcome.num_trials for outcome in outcomes)
     print(f"{total} trials, seed {options.seed}: {len(broken)} violations")
-    if options.json:
-        write_report(options.json, options.seed, outcomes)
     return 1 if broken else 0
 
 

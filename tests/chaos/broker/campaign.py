@@ -189,12 +189,17 @@ class Campaign:
         probe = await self.broker.connect(Role.SUPERVISOR, "probe")
         await probe.close()
         read_diaries(self.folder, self.history)
-        self.history.dead = {line["group"] for line in self.log_lines("group dead-lettered")}
+        self.history.dead = self._dead_lettered()
         evicted = (await learner.status()).groups.evicted
         await learner.check_kept(self.history.untrained(), num_evicted=evicted)
         await learner.channel.request(CommitCheckpoint(policy_step=len(learner.steps)))
         await learner.channel.request(EndRun())
+        self.history.dead = self._dead_lettered()  # workers went on until here
         self.history.check_end(await learner.status())
+
+    def _dead_lettered(self) -> set[int]:
+        """Groups that were given up, as the log tells."""
+        return {line["group"] for line in self.log_lines("group dead-lettered")}
 
 
 Trouble = Callable[[Campaign], Awaitable[None]]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from common.config_loader import load_config, run_paths
 from common.endpoints import read_endpoint
 from common.errors import InfraError
@@ -37,6 +39,8 @@ from tests.chaos.broker.recovery import collecting_broker, lease_ids, sized_roll
 NUM_PRODUCERS = 8
 _ROLLOUT_BYTES = 256 << 10
 _BATCH = 16
+_LEAST_JOURNAL_BYTES = 3 << 26
+"""Three segments, the least that a broker is started with."""
 _BLOCKED_S = 1.0
 _STILL_S = 20.0
 """Nothing came for so long: it never will."""
@@ -63,7 +67,7 @@ def flood(folder: Path, size: Flood, seed: int) -> Outcome:
         folder,
         size.num_groups,
         f"max_memory_bytes = {size.memory_bytes}",
-        f"max_journal_bytes = {size.offered_bytes // 2}",
+        f"max_journal_bytes = {max(_LEAST_JOURNAL_BYTES, size.offered_bytes // 2)}",
     )
     broker.start()
     try:
@@ -214,4 +218,5 @@ async def _produce(run_file: Path, number: int, max_groups: int) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(_produce(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

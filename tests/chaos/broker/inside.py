@@ -25,7 +25,7 @@ def disk(seed: int, num_times: int, kilobytes: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="headrace-chaos-") as name:
         folder = Path(name)
         mount(folder / "run", kilobytes * 1024)
-        segment_bytes = max(16384, kilobytes * 1024 // 16)
+        segment_bytes = max(65536, kilobytes * 1024 // 16)
         broker = LoggedBroker(
             folder,
             num_steps=ENDLESS,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zmq
 
-from common.codec import MAX_FRAME_BYTES
+from broker.memory_plan import MemoryPlan
 from common.errors import RefusedError
 from common.messages import GetStatus, SubmitRollout
 from common.sockets import set_common_options
@@ -23,6 +23,8 @@ _GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x01NULL" + bytes(48)
 _READY = b"\x04\x29\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
 _CLAIM = b"\x02" + struct.pack(">Q", 1 << 30)
 _PATIENCE_S = 5.0
+_MEMORY_BYTES = 512 << 20
+_CAP_BYTES = MemoryPlan.under(_MEMORY_BYTES).largest_frame_bytes
 
 
 def oversize(folder: Path, seed: int) -> Outcome:
@@ -32,7 +34,11 @@ def oversize(folder: Path, seed: int) -> Outcome:
     broker = LoggedBroker(
         folder,
         dead_after_s=60.0,
-        settings=('endpoint = "tcp://127.0.0.1:0"', "allow_plaintext_tcp = true"),
+        settings=(
+            'endpoint = "tcp://127.0.0.1:0"',
+            "allow_plaintext_tcp = true",
+            f"max_memory_bytes = {_MEMORY_BYTES}",
+        ),
     )
     broker.start()
     try:
@@ -53,13 +59,13 @@ async def _try_all(broker: LoggedBroker, endpoint: str, outcome: Outcome) -> Non
     for extra, is_cut in ((-1, False), (0, False), (1, True)):
         outcome.num_trials += 1
         outcome.faults[f"frame of the cap {extra:+d} byte"] += 1
-        if await asyncio.to_thread(_send_raw, endpoint, MAX_FRAME_BYTES + extra) != is_cut:
+        if await asyncio.to_thread(_send_raw, endpoint, _CAP_BYTES + extra) != is_cut:
             outcome.blame("cap", f"a frame of {extra:+d}: cut off is {not is_cut}")
         await witness.request(GetStatus(), timeout_s=_PATIENCE_S)
     outcome.num_trials += 2
     outcome.faults["frame that claims 1 GiB"] += 1
     outcome.faults["rollout over the cap"] += 1
-    too_much = [bytes(4), bytes(MAX_FRAME_BYTES + 4), bytes(4)]
+    too_much = [bytes(4), bytes(_CAP_BYTES + 4), bytes(4)]
     with contextlib.suppress(ValueError, RefusedError):
         await actor.request(SubmitRollout(rollout=rollout_header()), too_much)
         outcome.blame("sent", "a channel sent more than the cap")
@@ -67,6 +73,8 @@ async def _try_all(broker: LoggedBroker, endpoint: str, outcome: Outcome) -> Non
     for channel in (actor, witness):
         await channel.close()
     outcome.measures["VmHWM, MB"] = broker.memory_bytes() / 1e6
+    if broker.memory_bytes() > _MEMORY_BYTES:
+        outcome.blame("memory", f"{broker.memory_bytes()} of {_MEMORY_BYTES} bytes")
 
 
 def _send_raw(endpoint: str, num_bytes: int) -> bool:

@@ -96,7 +96,7 @@ def _partition(plan: Plan) -> Iterator[Outcome]:
 
 def _disk(plan: Plan) -> Iterator[Outcome]:
     """Disks of three sizes; each fills up and is freed 20 times."""
-    for kilobytes in (256, 1024, 4096):
+    for kilobytes in (512, 1024, 4096):
         numbers = (plan.seed, plan.times(20), kilobytes)
         yield namespace.run_inside(_INSIDE, "disk", *map(str, numbers))
 

@@ -23,7 +23,7 @@ _TOKEN_BYTES = 8  # an id and a log-probability
 _SAMPLES = 2
 _WINDOW = 32
 _WAIT_S = 120.0
-_STARTS = 3
+_STARTS = 5
 
 
 def sized_rollout(rollout_id: RolloutId, num_bytes: int) -> tuple[RolloutHeader, Sequence[Buffer]]:

@@ -18,7 +18,7 @@ from broker.prompts.state import PromptsState
 from common.errors import FatalError
 from common.messages import PromptLease
 from common.types import EvictReason, RewardComponent, Verdict, VerdictStatus
-from learner.advantage import group_advantages
+from learner.objectives.advantages import normalized_advantages
 from tests.builders import prompt, rollout_header
 from tests.unit.broker.ledger_driver import Driver
 
@@ -90,7 +90,7 @@ def test_a_group_is_dropped_exactly_when_the_learner_would_give_it_no_advantage(
         (rollout_header(index=index), Verdict(status=VerdictStatus.GRADED, reward=reward))
         for index, reward in enumerate(rewards)
     ]
-    advantages = group_advantages(rewards, std=std, epsilon=0.0)  # type: ignore[arg-type]
+    advantages = normalized_advantages(rewards, std=std, epsilon=0.0)  # type: ignore[arg-type]
     assert has_equal_rewards(answers) is not bool(advantages.any())
 
 

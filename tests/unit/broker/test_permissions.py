@@ -30,10 +30,13 @@ _MAY = {
         ),
         "ListEnded",
     },
-    Role.VERIFIER: {"LeaseRollouts", "SubmitVerdict", "ReturnLease", "ReportLost"},
+    Role.VERIFIER: {
+        *("LeaseRollouts", "SubmitVerdict", "ReturnLease", "ReportLost", "ReserveBytes"),
+    },
     Role.LEARNER: {
         *("PullGroups", "DescribeGroups", "FetchRollouts", "CommitStep", "CommitCheckpoint"),
         *("ResumeLearner", "EvictGroups", "EndRun", "PublishWeights", "GetFleet", "ReportLost"),
+        *("SetReference", "FetchReferences"),
     },
     Role.COLLECTOR: {
         *("PullGroups", "DescribeGroups", "FetchRollouts", "CommitStep", "EvictGroups", "EndRun"),

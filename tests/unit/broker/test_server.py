@@ -317,3 +317,25 @@ def test_the_metrics_show_the_conservation_law(bench: Bench) -> None:
     assert sample("headrace_groups", {"state": "leased"}) == 1
     assert sample("headrace_conservation_imbalance") == 0
     assert sample("headrace_clients", {"role": "actor"}) == 1
+
+
+def test_who_asks_is_looked_up_anew_after_a_registration_in_the_same_turn(bench: Bench) -> None:
+    bench.register(Role.LEARNER, "learner", b"p")
+    as_actor = messages.Register(role=Role.ACTOR, name="actor", nonce="n", host="h", pid=2)
+    sent = bench.turn(
+        _incoming(messages.GetFleet(), b"p", 2),
+        _incoming(as_actor, b"p", 3),
+        _incoming(messages.GetFleet(), b"p", 4),
+    )
+    replies = {request_id: reply for _, request_id, reply in sent}
+    assert isinstance(replies[2], messages.Fleet)
+    assert isinstance(replies[3], messages.Registered)
+    assert _code(replies[4]) == "forbidden"
+
+
+def test_a_role_that_may_send_one_kind_of_request_may_not_send_another(bench: Bench) -> None:
+    bench.register(Role.LEARNER, "learner", b"p")
+    asked: list[AnyMessage] = [messages.GetFleet(), _lease(), messages.GetFleet(), _lease()]
+    sent = bench.turn(*(_incoming(message, b"p", n) for n, message in enumerate(asked, start=1)))
+    refused = [request_id for _, request_id, reply in sent if isinstance(reply, messages.Refused)]
+    assert refused == [2, 4]

@@ -188,10 +188,11 @@ def test_the_law_is_as_published() -> None:
 
 
 def test_a_fleet_around_the_whole_server_trains_what_it_samples() -> None:
-    run = FleetRun(num_actors=5)
+    run = FleetRun(num_actors=5, groups_per_step=10)
     run.start()
 
-    cpu_s = run.advance(num_rollouts=30 * GROUP_SIZE)
+    cpu_s = run.advance(num_rollouts=60 * GROUP_SIZE)
 
-    assert run.num_trained >= 30 * GROUP_SIZE
+    outstanding = run.num_sampled - run.num_trained  # at most three batches, with a lag of two
+    assert 0 <= outstanding <= 30 * GROUP_SIZE
     assert 0 < cpu_s < 0.1

@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 
+from common.answer_conventions import CONVENTIONS, Convention
 from common.answers import (
-    CONVENTIONS,
+    MAX_CONCLUSION_CHARS,
     MAX_NUMBER_CHARS,
     canonical_answer,
     extract_answer,
@@ -62,6 +63,50 @@ def test_a_phrase_counts_where_it_is_asked_for(completion: str, answer: str | No
     assert extract_answer(completion) == ("1" if "boxed" in completion else None)
 
 
+_ALL_FOUR = "The final answer is 3. So <answer>1</answer> or \\boxed{2}, in 4 days"
+
+
+@pytest.mark.parametrize(
+    ("conventions", "answer"),
+    [
+        (("answer-tag",), "1"),
+        (("boxed",), "2"),
+        (("final-answer",), "3"),
+        (("last-number",), "4"),
+        (("boxed", "answer-tag"), "2"),
+        (("answer-tag", "boxed"), "1"),
+        (("last-number", "final-answer", "boxed"), "4"),
+    ],
+)
+def test_the_first_convention_that_finds_an_answer_decides(
+    conventions: tuple[Convention, ...], answer: str
+) -> None:
+    assert extract_answer(_ALL_FOUR, conventions) == answer
+    without = "<answer>5</answer>"
+    found = "5" if {"answer-tag", "last-number"} & set(conventions) else None
+    assert extract_answer(without, conventions) == found
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("so x = 3 or 4.", "4"),
+        ("it costs $1,234.50 in all", "1,234.50"),
+        ("from 7 to -8", "-8"),
+        ("7-8", "8"),
+        ("about 3 / 4 of it", "3 / 4"),
+        ("in 10% of x2", "10"),
+        ("on 1,2", "2"),
+        ("none at all", None),
+        ("<think>12</think> none", None),
+    ],
+)
+def test_the_last_number_is_an_integer_decimal_or_ratio(
+    completion: str, answer: str | None
+) -> None:
+    assert extract_answer(completion, ("last-number",)) == answer
+
+
 @pytest.mark.parametrize(
     "completion",
     [
@@ -87,6 +132,8 @@ def test_extraction_takes_linear_time() -> None:
     hostile = "<answer>" * 50_000 + "\\boxed{" * 50_000 + "{" * 200_000
     started = time.perf_counter()
     assert extract_answer(hostile) is None
+    for digits in ("1" * MAX_CONCLUSION_CHARS, "1,111" * 10_000 + "x", "1/" * 30_000):
+        assert extract_answer(digits, ("last-number",))
     assert time.perf_counter() - started < 2.0
 
 

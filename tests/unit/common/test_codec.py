@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from common.arrays import RolloutArrays, arrays_from_frames
+from common.arrays import RolloutArrays, arrays_from_frames, logprobs_from_frame
 from common.codec import MAX_HEADER_BYTES, Buffer, decode, encode
 from common.errors import DataError, DecodeError
 from common.messages import (
@@ -20,10 +20,13 @@ from common.messages import (
     Heartbeat,
     PullGroups,
     SubmitRollout,
+    SubmitVerdict,
     has_manifest,
+    references_in,
     rollouts_in,
 )
-from tests.builders import rollout_arrays, rollout_header
+from common.types import ReferenceHeader, Verdict, VerdictStatus
+from tests.builders import rollout_arrays, rollout_header, version
 from tests.contract.samples import SAMPLES
 
 
@@ -143,9 +146,55 @@ def test_a_negative_token_id_never_becomes_an_array() -> None:
 
 
 def test_the_messages_that_carry_frames_are_those_that_the_codec_counts_frames_of() -> None:
-    carrying = {type(one) for one in SAMPLES if rollouts_in(one) or has_manifest(one)}
+    carrying = {
+        type(one) for one in SAMPLES if rollouts_in(one) or references_in(one) or has_manifest(one)
+    }
     assert carrying <= WITH_FRAMES
     assert WITH_FRAMES - carrying <= {SubmitRollout}, "its sample has its arrays in a store"
+
+
+def _verdict(num_tokens: int | None) -> SubmitVerdict:
+    reference = None
+    if num_tokens is not None:
+        reference = ReferenceHeader(reference_version=version(4), num_tokens=num_tokens)
+    return SubmitVerdict(
+        rollout_id=rollout_header().rollout_id,
+        verify_attempt=2,
+        verdict=Verdict(status=VerdictStatus.GRADED, reward=1.0),
+        reference=reference,
+    )
+
+
+def test_a_verdict_carries_one_frame_exactly_when_it_has_reference_logprobs() -> None:
+    logprobs = np.array([-0.5, -1.25, -3.0], dtype="<f4")
+    decoded = decode([bytes(part) for part in encode(_verdict(3), 9, [logprobs.data])])
+    assert decoded.message == _verdict(3)
+    found = logprobs_from_frame(decoded.frames[0], "reference_logprobs")
+    assert found.tolist() == [-0.5, -1.25, -3.0]
+    assert decode(encode(_verdict(None), 9)).frames == []
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "frames"),
+    [(3, []), (3, [bytes(8)]), (3, [bytes(16)]), (3, [bytes(12)] * 2), (None, [bytes(12)])],
+)
+def test_a_reference_frame_that_is_absent_extra_or_of_another_size_is_refused(
+    num_tokens: int | None, frames: list[bytes]
+) -> None:
+    with pytest.raises(ValueError, match="array frames have"):
+        encode(_verdict(num_tokens), 1, frames)
+    good = encode(_verdict(num_tokens), 1, [bytes(12)] if num_tokens else [])
+    with pytest.raises(DecodeError, match="array frames have"):
+        decode([*good[:2], *frames])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.5])
+def test_reference_logprobs_that_are_no_log_probabilities_never_become_an_array(
+    value: float,
+) -> None:
+    frame = np.array([-1.0, value], dtype="<f4").data
+    with pytest.raises(DataError, match="reference_logprobs must be finite and at most 0"):
+        logprobs_from_frame(frame, "reference_logprobs")
 
 
 def test_frames_after_a_message_that_has_none_are_refused() -> None:

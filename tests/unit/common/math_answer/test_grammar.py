@@ -32,9 +32,21 @@ def test_the_way_for_plain_numbers_says_what_the_grammar_says(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = read_answer(text)
-    monkeypatch.setattr(reader, "_PLAIN_NUMBER", re.compile("(?!)()"))
+    monkeypatch.setattr(reader, "_PLAIN_NUMBER", re.compile("(?!)()()"))
     assert read_answer(text) == short
     assert short == Number(Fraction(text), len(text.partition(".")[2]) or None)
+
+
+@pytest.mark.parametrize(
+    "text", ["1/2", "0/3", "1/0", "007/10", "\\frac{3}{4}", "\\dfrac{12}{1}", "\\tfrac{0}{0}"]
+)
+def test_the_way_for_plain_fractions_says_what_the_grammar_says(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reader._read_plain(text) is not None
+    short = read_answer(text)
+    monkeypatch.setattr(reader, "_PLAIN_FRACTION", re.compile("(?!)()()()()"))
+    assert read_answer(text) == short
 
 
 def test_signs_products_and_powers_nest_as_written() -> None:
