@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from actors.collection.metrics import summarize
 from actors.collection.samples import SampleLog, samples_of
+from common.answer_conventions import Convention
 from common.arrays import arrays_from_frames, split_frames
 from common.codec import Buffer, Decoded
 from common.config import Config
@@ -67,11 +68,12 @@ async def collect_groups(
     log: SampleLog,
     num_prompts: int,
     payloads: PayloadClient | None = None,
+    extract: tuple[Convention, ...] = (),
 ) -> None:
     """Fill ``log`` until it holds ``num_prompts`` groups or the prompts are used up.
 
-    ``payloads`` fetches what is not with the broker. A group of which that lost a part is left out
-    here and comes again.
+    ``extract`` is ``verifier.extract``. ``payloads`` fetches what is not with the broker. A group
+    of which that lost a part is left out here and comes again.
     """
     policy_step = 0
     while log.num_groups < num_prompts:
@@ -88,7 +90,7 @@ async def collect_groups(
                 completions = await _fetch_completions(channel, tokenizer, group, payloads)
                 if completions is None:
                     continue
-                log.append(samples_of(group, completions))
+                log.append(samples_of(group, completions, extract))
             done.append(group)
         if done:
             group_ids = tuple(group.group_id for group in done)
@@ -172,7 +174,8 @@ async def serve(process: Process) -> None:
     payloads = payload_client(config, channel, Role.COLLECTOR, process.name)
     try:
         process.ready(num_groups=log.num_groups)
-        await collect_groups(channel, tokenizer, log, config.collect.num_prompts, payloads)
+        num_prompts, extract = config.collect.num_prompts, config.verifier.extract
+        await collect_groups(channel, tokenizer, log, num_prompts, payloads, extract)
         metrics = write_results(log, config)
         process.log.info(
             "collected",

@@ -15,9 +15,11 @@ from pathlib import Path
 import msgspec
 
 from actors.collection.metrics import ScoredSample
+from common.answer_conventions import Convention
 from common.answers import extract_answer
 from common.errors import FatalError
 from common.files import fsync_directory
+from common.references.math import conventions_of, with_conventions
 from common.types import FinishReason, VerifiedGroup
 
 
@@ -51,8 +53,14 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def samples_of(group: VerifiedGroup, completions: Sequence[str]) -> list[Sample]:
-    """The lines of ``group``; ``completions`` are the texts of its rollouts, in order."""
+def samples_of(
+    group: VerifiedGroup, completions: Sequence[str], extract: tuple[Convention, ...] = ()
+) -> list[Sample]:
+    """The lines of ``group``; ``completions`` are the texts of its rollouts, in order.
+
+    ``extract`` is ``verifier.extract``: an answer votes as the verifier read it.
+    """
+    conventions = conventions_of(with_conventions(group.prompt, extract))
     return [
         Sample(
             group_id=group.group_id,
@@ -61,7 +69,7 @@ def samples_of(group: VerifiedGroup, completions: Sequence[str]) -> list[Sample]
             prompt_id=group.prompt.prompt_id,
             prompt=group.prompt.text,
             completion=completion,
-            answer=extract_answer(completion),
+            answer=extract_answer(completion, conventions),
             status=item.verdict.status.value,
             reward=item.verdict.reward or 0.0,
             accuracy=item.verdict.component("accuracy") or 0.0,

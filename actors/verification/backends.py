@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from actors.verification.judgement import JobReply, VerifyJob
 from common.errors import FatalError
+from common.references.math import SYMBOLIC_KIND
 from common.reward_terms import MODEL_TERMS
 from common.user_rewards import FUNCTION_KIND
 
@@ -95,6 +96,11 @@ BACKENDS: tuple[BackendSource, ...] = (
         needs_prompt=True,
         takes_metrics=True,
         jobs_at_once=64,
+    ),
+    BackendSource(
+        "symbolic",
+        frozenset({SYMBOLIC_KIND}),
+        imported("actors.verification.symbolic_pool:symbolic_pool"),
     ),
     BackendSource(
         "tasks", frozenset({"task"}), imported("actors.verification.task_pool:task_pool")

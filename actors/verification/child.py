@@ -2,12 +2,14 @@
 
 It reads one job at a time from its standard input and answers on its standard output, both as
 length-prefixed MessagePack. What runs inside may print, loop or allocate without end: the two pipes
-are moved out of reach of ``print`` first, and the parent holds the clock.
+are moved out of reach of ``print`` first, and the parent holds the clock. A copy of the process
+that a user's reward forks is cut off from them: only their order says which job a reply is to.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import math
 import os
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from actors.verification.judgement import JobReply, Verifier, VerifyJob, run_checks
+from actors.verification.leftovers import Footprint, is_worn
 from common.codec import pack, unpack
 from common.errors import InfraError
 from common.types import VerdictStatus
@@ -59,12 +62,20 @@ def main(argv: list[str]) -> None:
     _limit_resources(limits)
     if limits.arguments:
         registry.prepare(limits.arguments)
+    at_start = Footprint.of_this_process()
     _write_frame(replies, b"")
     _silence(2)
     while (frame := _read_frame(jobs)) is not None:
         _limit_cpu(limits.wall_limit_s)
         reply = _answer(frame, verifiers)
         _write_frame(replies, pack(reply))
+        if limits.arguments and _is_worn(at_start, limits):
+            os._exit(0)  # threads that were left behind are not waited for
+
+
+def _is_worn(at_start: Footprint, limits: ChildLimits) -> bool:
+    now, memory = Footprint.of_this_process(), limits.memory_limit_bytes
+    return is_worn(now, at_start, max_files=_MAX_OPEN_FILES, memory_limit_bytes=memory)
 
 
 def _answer(frame: bytes, verifiers: dict[str, Verifier]) -> JobReply:
@@ -97,6 +108,8 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
     jobs, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     _silence(0)
     _silence(1)
+    for stream in (jobs, replies):
+        os.register_at_fork(after_in_child=functools.partial(_silence, stream.fileno()))
     return jobs, replies
 
 

@@ -36,7 +36,10 @@ from common.task_reference import read_reference
 
 MAX_ANSWER_CHARS = 20_000
 
-_COMMAND = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boxed|fbox|operatorname)"
+_COMMAND = (
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|emph|underline|mathrm|mathbf|mathit|mathsf|boxed"
+    r"|fbox|operatorname)"
+)
 _WRAPPED = (
     re.compile(_COMMAND + r"\s*\{(.*)\}", re.DOTALL),
     re.compile(r"\{(.*)\}", re.DOTALL),
@@ -46,6 +49,9 @@ _WRAPPED = (
         r"(\$\$|\$|\*\*\*|\*\*|\*|__|_|`|\"|'|\u201c|\u2018)(.*)(?:\1|\u201d|\u2019)", re.DOTALL
     ),
 )
+_BOLD_START = re.compile(r"(\*\*|__)\s*([^*_]+?)\s*\1")
+_BLANK_COMMAND = re.compile(r"\\(?:[ ,;:!]|q?quad(?![A-Za-z]))|(?<!\\)~")
+_RAISED = ("<super>", "<sub>")
 _COMMAND_INSIDE = re.compile(_COMMAND + r"\s*\{([^{}]*)\}")
 _PHRASE = re.compile(
     r"(?:(?:so|thus|therefore|hence)\s*,?\s+)?(?:(?:the|my)\s+)?"
@@ -88,7 +94,7 @@ def read_choice(answer: str, letters: str, texts: Mapping[str, str]) -> tuple[st
 
     ``letters`` may be chosen; ``texts`` are the options by letter, empty where not known.
     """
-    plain = _unwrapped(_plain(answer))
+    plain = _without_bold_start(_unwrapped(_plain(answer)))
     stated = _unwrapped(_PHRASE.sub("", plain, count=1)) if _PHRASE.match(plain) else plain
     bare = _LETTER.fullmatch(stated)
     if bare and _first_group(bare) in letters:
@@ -135,9 +141,23 @@ def _first_group(match: re.Match[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Compatibility forms replaced, invisible format characters taken out."""
-    normal = unicodedata.normalize("NFKC", text)
-    return "".join(char for char in normal if unicodedata.category(char) != "Cf").strip()
+    """Compatibility forms replaced, invisible format characters taken out, LaTeX's blanks blank.
+
+    Raised and lowered characters stay what they are: 10\u00b2 is not 102.
+    """
+    raised = {char for char in set(text) if unicodedata.decomposition(char).startswith(_RAISED)}
+    pieces = re.split(f"([{''.join(raised)}])", text) if raised else [text]
+    normal = "".join(
+        piece if piece in raised else unicodedata.normalize("NFKC", piece) for piece in pieces
+    )
+    seen = "".join(char for char in normal if unicodedata.category(char) != "Cf")
+    return _BLANK_COMMAND.sub(" ", seen).strip()
+
+
+def _without_bold_start(text: str) -> str:
+    """``**(B)** Paris`` and ``**Answer:** B`` as without the stars."""
+    match = _BOLD_START.match(text)
+    return f"{match[2]}{text[match.end() :]}" if match else text
 
 
 def _unwrapped(text: str) -> str:

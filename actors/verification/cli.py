@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
+import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
+from common.answer_conventions import CONVENTIONS, Convention
 from common.config import RewardWeight, VerifierConfig
 from common.errors import EXIT_FATAL, ConfigError, FatalError
+from common.user_rewards import FUNCTION_KIND
 
 if TYPE_CHECKING:
     from actors.verification.verify_lines import LineRun
 
 _OWN_NAMES = frozenset({"format", "language"})
 """Kinds that are terms of the reward themselves; of the others the term is ``accuracy``."""
+
+_NOT_BY_NAME = frozenset({FUNCTION_KIND})
+"""Kinds that need more than the fields of a line: a term of a run file names what they run."""
 
 
 @click.command("verifier")
@@ -44,8 +50,9 @@ def verifier(config_path: str, name: str) -> None:
 def _read_kind(_: click.Context, __: click.Parameter, value: str) -> str:
     from actors.verification.backends import known_kinds
 
-    if value not in known_kinds():
-        known = ", ".join(sorted(known_kinds()))
+    kinds = known_kinds() - _NOT_BY_NAME
+    if value not in kinds:
+        known = ", ".join(sorted(kinds))
         raise click.BadParameter(f"no verifier for {value!r} (known kinds: {known})")
     return value
 
@@ -54,14 +61,45 @@ def _read_rewards(
     _: click.Context, __: click.Parameter, value: str | None
 ) -> tuple[RewardWeight, ...]:
     """``accuracy=1,format=0.5``; a name alone has weight 1."""
-    rewards = []
+    weights: dict[str, float] = {}
     for term in value.split(",") if value else ():
-        name, given, weight = term.partition("=")
-        try:
-            rewards.append(RewardWeight(name=name.strip(), weight=float(weight) if given else 1.0))
-        except ValueError:
-            raise click.BadParameter(f"a weight must be a number, got {weight!r}") from None
-    return tuple(rewards)
+        name, given, weight = (part.strip() for part in term.partition("="))
+        if name in weights:
+            raise click.BadParameter(f"each term is named once, got {name!r} twice")
+        if name in _NOT_BY_NAME:
+            raise click.BadParameter(f"{name!r} is named by its own name in a run file (--config)")
+        weights[name] = _read_weight(weight) if given else 1.0
+    return tuple(RewardWeight(name=name, weight=weight) for name, weight in weights.items())
+
+
+def _read_weight(text: str) -> float:
+    """Raises ``BadParameter`` for what is no finite number."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise click.BadParameter(f"a weight must be a number, got {text!r}")
+    return weight
+
+
+def _read_seconds(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """``FloatRange`` lets NaN through: it is on neither side of a limit."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("must be a number of seconds, got nan")
+    return value
+
+
+def _read_extract(
+    _: click.Context, __: click.Parameter, value: str | None
+) -> tuple[Convention, ...]:
+    """``boxed,answer-tag``."""
+    names = tuple(name.strip() for name in value.split(",")) if value else ()
+    for name in names:
+        if name not in get_args(Convention):
+            known = ", ".join(get_args(Convention))
+            raise click.BadParameter(f"no convention is called {name!r} (known: {known})")
+    return cast("tuple[Convention, ...]", names)
 
 
 @click.command("verify")
@@ -78,6 +116,13 @@ def _read_rewards(
     help="Terms of the reward, such as accuracy=1,format=1, those of CONFIG too. By default the "
     "kind's own.",
 )
+@click.option(
+    "--extract",
+    callback=_read_extract,
+    metavar="CONVENTIONS",
+    help="Math: where the answer stands, in order, for lines that do not say: some of "
+    f"{', '.join(get_args(Convention))}.  [default: {','.join(CONVENTIONS)}]",
+)
 @click.option("--input", "input_path", metavar="FILE", help="Read here, not from standard input.")
 @click.option("--output", "output_path", metavar="FILE", help="Write here, not to standard output.")
 @click.option(
@@ -91,6 +136,7 @@ def _read_rewards(
 @click.option(
     "--wall-limit",
     type=click.FloatRange(0.01, 3600.0),
+    callback=_read_seconds,
     help=f"Seconds for one line.  [default: {VerifierConfig.wall_limit_s:g}]",
 )
 @click.option(
@@ -107,6 +153,7 @@ def _read_rewards(
 def verify(
     kind: str,
     rewards: tuple[RewardWeight, ...],
+    extract: tuple[Convention, ...],
     input_path: str | None,
     output_path: str | None,
     all_or_nothing: bool,
@@ -126,6 +173,8 @@ def verify(
     from actors.verification.verify_lines import LineRun
 
     config = _settings(config_path, workers, wall_limit, memory_limit)
+    if extract:
+        config = dataclasses.replace(config, extract=extract)
     if unsafe_no_sandbox:
         config = dataclasses.replace(config, unsafe_no_sandbox=True)
     terms = _terms(kind, rewards, config.rewards if config_path else ())
@@ -183,17 +232,37 @@ def _by_share(term: RewardWeight) -> RewardWeight:
 @contextlib.contextmanager
 def _opened(input_path: str | None, output_path: str | None) -> Iterator[tuple[int, int]]:
     """Descriptors to read from and to write to; raises :class:`FatalError` for bad files."""
+    _require_standard_streams()
     with contextlib.ExitStack() as files:
         source_fd, target_fd = 0, 1
         if input_path is not None:
             source_fd = _open_file(input_path, os.O_RDONLY)
             files.callback(os.close, source_fd)
         if output_path is not None:
-            if input_path is not None and Path(output_path).resolve() == Path(input_path).resolve():
-                raise FatalError(f"{output_path}: is the input as well (name another output)")
-            target_fd = _open_file(output_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            target_fd = _open_file(output_path, os.O_WRONLY | os.O_CREAT)
             files.callback(os.close, target_fd)
+            _empty_unless_input(output_path, target_fd, source_fd)
         yield source_fd, target_fd
+
+
+def _require_standard_streams() -> None:
+    """A closed one is the next descriptor that is opened: answers would go to a stranger."""
+    for number, name in enumerate(("input", "output", "error")):
+        try:
+            os.fstat(number)
+        except OSError:
+            raise FatalError(
+                f"standard {name} is closed (redirect it to a file or to /dev/null)"
+            ) from None
+
+
+def _empty_unless_input(path: str, target_fd: int, source_fd: int) -> None:
+    """The output is emptied only once it is known to be another file, whatever its name is."""
+    target = os.fstat(target_fd)
+    if os.path.samestat(target, os.fstat(source_fd)) and stat.S_ISREG(target.st_mode):
+        raise FatalError(f"{path}: is the input as well (name another output)")
+    if stat.S_ISREG(target.st_mode):
+        os.ftruncate(target_fd, 0)
 
 
 def _open_file(path: str, flags: int) -> int:

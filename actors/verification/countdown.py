@@ -4,7 +4,8 @@
 rule                         decision
 ============================ ======================================================================
 how often a number           exactly as often as it is given: none left over, none twice
-operators                    ``+ - * /`` and parentheses; also the typeset times, divided, minus
+operators                    ``+ - * /`` and parentheses; also the typeset times, divided, minus,
+                             and LaTeX's ``\\times \\cdot \\div \\left( \\right)``
 refused                      ``**`` ``//`` ``%`` ``!``, names, an equals sign, joined digits
 numbers                      written as given: no sign, no decimal point, no leading zero
 values on the way            exact fractions: ``8/(3-8/3)`` is 24
@@ -35,6 +36,8 @@ MAX_DEPTH = 50
 
 _TOKEN = re.compile(r"\s*(?:(0|[1-9]\d*)(?!\d)|([-+*/()]))", re.ASCII)
 _PLAIN_SIGNS = str.maketrans({"\u00d7": "*", "\u00f7": "/", "\u2212": "-"})
+_LATEX = re.compile(r"\\(times|cdot|div|left|right)(?![A-Za-z])")
+_LATEX_SIGNS = {"times": "*", "cdot": "*", "div": "/"}
 
 
 class ExpressionError(ValueError):
@@ -63,7 +66,8 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
     """
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise ExpressionError(f"an expression has at most {MAX_EXPRESSION_CHARS} characters")
-    parser = _Parser(_tokens(expression.translate(_PLAIN_SIGNS)))
+    plain = _LATEX.sub(lambda sign: _LATEX_SIGNS.get(sign[1], " "), expression)
+    parser = _Parser(_tokens(plain.translate(_PLAIN_SIGNS)))
     value = parser.sum(depth=0)
     if parser.next is not None:
         raise ExpressionError(f"unexpected {parser.next!r}")

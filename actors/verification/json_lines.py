@@ -14,9 +14,11 @@ import msgspec
 
 from actors.verification.judgement import VerifyJob
 from actors.verification.reward import needs_tokens, plan_checks
+from common.answer_conventions import Convention
 from common.codec import MAX_STRING_BYTES
 from common.config import RewardWeight
 from common.errors import DataError
+from common.references.math import with_conventions
 from common.types import Prompt, Verdict, VerdictStatus
 
 MAX_LINE_BYTES = 4 << 20
@@ -76,8 +78,16 @@ class BadLine:
     reason: str
 
 
-def parse_line(line: bytes | None, kind: str, terms: Sequence[RewardWeight]) -> LineJob | BadLine:
-    """Read one line: ``id``, ``completion``, the fields of ``kind``; ``token_ids`` for shaping."""
+def parse_line(
+    line: bytes | None,
+    kind: str,
+    terms: Sequence[RewardWeight],
+    extract: tuple[Convention, ...] = (),
+) -> LineJob | BadLine:
+    """Read one line: ``id``, ``completion``, the fields of ``kind``; ``token_ids`` for shaping.
+
+    ``extract`` is for math lines that do not say where the answer stands.
+    """
     if line is None:
         return BadLine(None, f"a line has at most {MAX_LINE_BYTES} bytes")
     line_id: LineId = None
@@ -88,7 +98,7 @@ def parse_line(line: bytes | None, kind: str, terms: Sequence[RewardWeight]) -> 
         if not isinstance(completion, str):
             raise DataError("completion must be a string")
         token_ids = _take_token_ids(fields) if needs_tokens(terms) else ()
-        prompt = _prompt(fields, kind)
+        prompt = with_conventions(_prompt(fields, kind), extract)
     except DataError as error:
         return BadLine(line_id, str(error))
     checks = plan_checks(terms, prompt)

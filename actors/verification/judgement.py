@@ -29,6 +29,11 @@ class Judgement(Record, frozen=True):
         return cls(status=VerdictStatus.WRONG_FORMAT, value=0.0, reason=reason)
 
     @classmethod
+    def limit_exceeded(cls, reason: str) -> Judgement:
+        """The answer could not be judged within its limits: its own doing, and worth 0."""
+        return cls(status=VerdictStatus.LIMIT_EXCEEDED, value=0.0, reason=reason)
+
+    @classmethod
     def bad_input(cls, reason: str) -> Judgement:
         """The task itself is malformed: nothing can be said about the answer."""
         return cls(status=VerdictStatus.BAD_INPUT, value=None, reason=reason[:4096])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.verification.child import LENGTH, MAX_FRAME_BYTES, ChildLimits
@@ -62,14 +63,22 @@ class KillableChild:
             raise ChildDiedError(f"not ready within {START_LIMIT_S:g} s") from None
         self._said_hello = True
 
-    async def exchange(self, frame: bytes) -> bytes:
-        """Send one job and return the reply's bytes; raises :class:`ChildDiedError`."""
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Send jobs, which are answered in order; raises :class:`ChildDiedError`.
+
+        It does not wait until they are read: the child may wait for its replies to be read first.
+        """
         if self._running is None:
             raise ChildDiedError("there is no verifier process")
         if self._running.jobs.is_closing():  # uvloop raises an untyped error on such a write
             raise ChildDiedError("the verifier process died while idle")
-        self._running.jobs.write(LENGTH.pack(len(frame)) + frame)
-        await self._running.jobs.drain()
+        parts = [part for frame in frames for part in (LENGTH.pack(len(frame)), frame)]
+        self._running.jobs.write(b"".join(parts))
+
+    async def receive(self) -> bytes:
+        """The bytes of the next reply; raises :class:`ChildDiedError`, also after :meth:`end`."""
+        if self._running is None:
+            raise ChildDiedError("there is no verifier process")
         return await _read_frame(self._running.replies, in_job=True)
 
     @property
@@ -78,11 +87,17 @@ class KillableChild:
         return self._ended
 
     def end(self) -> None:
-        """Kill the process and everything in its group, at once."""
+        """Kill the process and everything in its group, at once.
+
+        A descendant that left the group may keep the pipe open: no reader waits for its end.
+        """
         if self._running is None or self._ended:
             return
         self._ended = True
         self.num_ended += 1
+        self._running.replies.set_exception(
+            ChildDiedError("the verifier process was ended in mid-job", in_job=True)
+        )
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._running.process.pid, signal.SIGKILL)
 
@@ -91,6 +106,8 @@ class KillableChild:
         running, self._running, self._said_hello = self._running, None, False
         if running is None:
             return None
+        if not running.jobs.is_closing():  # before the next one's pipe has the same descriptor
+            running.jobs.transport.abort()
         try:
             async with asyncio.timeout(_KILL_LIMIT_S):
                 return await running.process.wait()

@@ -19,6 +19,7 @@ enough words is identified, and those of a rival do not count.
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ EMPTY_VALUE = 0.0
 
 MIN_IDENTIFIED_WORDS = 4
 """Shorter sentences are not told apart by language: identification would guess."""
+
+_MIN_SPOKEN_WORDS = 3
+"""Fewer in ``\\text{}`` are a unit or a connective."""
 
 _ALPHABETS = (
     *("Latin", "Greek", "Cyrillic", "Arabic", "Hebrew", "Devanagari", "Bengali"),
@@ -72,6 +76,12 @@ _SHORT = regex.compile(
     r"|https?://\S+"
     r"|\\[A-Za-z]+"
 )
+_TAG = regex.compile(r"</?(?:think|answer)>")
+_NOT_SEEN = regex.compile(r"\p{Cf}+")
+_TEXT = regex.compile(r"\\(?:text|mbox|textrm|textit|textbf)\s*+\{([^{}]*+)\}")
+_OTHER_LETTERS = regex.compile(
+    r"[\p{L}--[\p{Script=Latin}\p{Script=Greek}\p{Script=Common}]][\p{L}\p{M}]*+", regex.V1
+)
 _CLOSING = {"(": r"\)", "[": r"\]"}
 
 
@@ -97,26 +107,28 @@ def judge_language(completion: str, reference_json: str) -> Judgement:
 
 
 def chain_of_thought(completion: str) -> str:
-    """The reasoning: the first ``<think>`` block, else up to the first ``</think>``.
+    """The reasoning: all that stands before the last ``</think>``, inside of blocks or not.
 
-    A block that is never closed runs to the end. Between special tokens where the completion has
-    that form; without any mark the whole completion.
+    Thinking that is opened and never closed runs to the end. Between special tokens where the
+    completion has that form; without any mark what stands before the last ``<answer>``.
     """
-    before, opened, after = completion.partition("<think>")
-    if opened:
-        return after.partition("</think>")[0]
-    if "</think>" in before:
-        return before.partition("</think>")[0]
-    parsed = parse_special_token(completion, SPECIAL_MARK)
-    return parsed[0] if parsed else completion
+    thought, closed, rest = completion.rpartition("</think>")
+    if "<think>" in rest or not closed:
+        thought = completion
+    if thought == completion and "<think>" not in completion:
+        parsed = parse_special_token(completion, SPECIAL_MARK)
+        before, answered, _ = completion.rpartition("<answer>")
+        thought = parsed[0] if parsed else before if answered else completion
+    return _TAG.sub(" ", thought).strip(" ")
 
 
 def count_words(
     text: str, target: LanguageTag, rivals: tuple[LanguageTag, ...] = ()
 ) -> tuple[int, int]:
     """(words in the target language, words) of ``text``."""
+    text = _NOT_SEEN.sub("", unicodedata.normalize("NFKC", text))
     num_target = num_words = 0
-    for sentence in _SENTENCE_END.split(prose(text)):
+    for sentence in _sentences(prose(text), target):
         scripts = list(_scripts_of_words(sentence))
         found = sum(_is_target(script, sentence, target) for script in scripts)
         num_words += len(scripts)
@@ -126,8 +138,31 @@ def count_words(
     return num_target, num_words
 
 
+def _sentences(text: str, target: LanguageTag) -> Iterator[str]:
+    """Sentences; those too short to be identified are put together until they are not.
+
+    Only where one script may be several languages: with kana or without, a sentence is itself.
+    """
+    kept, num_kept = list[str](), 0
+    for sentence in _SENTENCE_END.split(text):
+        num_words = sum(1 for _ in _scripts_of_words(sentence))
+        if num_words >= MIN_IDENTIFIED_WORDS or "Han" in target.scripts:
+            yield sentence
+            continue
+        kept.append(sentence)
+        num_kept += num_words
+        if num_kept >= MIN_IDENTIFIED_WORDS:
+            yield ". ".join(kept)
+            kept, num_kept = [], 0
+    yield ". ".join(kept)
+
+
 def prose(text: str) -> str:
-    """``text`` without code, LaTeX and addresses; in linear time."""
+    """``text`` without code, LaTeX and addresses, but for words that are no part of those.
+
+    Code and formulas are written with Latin and Greek letters; words of other scripts in them, and
+    three words or more in ``\\text{}``, are somebody speaking. In linear time.
+    """
     kept, position, hopeless = [], 0, set[str]()
     while (opening := _OPENING.search(text, position)) is not None:
         closing = _closing_of(opening)
@@ -138,9 +173,17 @@ def prose(text: str) -> str:
             position = opening.end()
         else:
             kept.append(text[position : opening.start()])
+            kept.append(_spoken(text[opening.end() : end]))
             position = end + len(closing)
     kept.append(text[position:])
-    return _SHORT.sub(" ", " ".join(kept))
+    return _SHORT.sub(lambda found: f" {_spoken(found[0])} ", " ".join(kept))
+
+
+def _spoken(hidden: str) -> str:
+    """Words inside of code or a formula that are no part of it."""
+    said = [text for text in _TEXT.findall(hidden) if len(text.split()) >= _MIN_SPOKEN_WORDS]
+    rest = _TEXT.sub(" ", hidden) if said else hidden
+    return " ".join((*said, *_OTHER_LETTERS.findall(rest)))
 
 
 def _closing_of(opening: regex.Match[str]) -> str:

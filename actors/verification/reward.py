@@ -9,11 +9,13 @@ so the sum can be checked by whoever reads it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from actors.verification.judgement import Check, JobReply, Judgement
+from actors.verification.math.symbolic import routed
 from actors.verification.shaping import cosine_reward, overlong_penalty, repetition_penalty
 from common.config import RewardWeight
 from common.errors import ConfigError, DataError
@@ -92,7 +94,7 @@ def needs_tokens(terms: Sequence[RewardWeight]) -> bool:
 
 def plan_checks(terms: Sequence[RewardWeight], prompt: Prompt) -> tuple[Check, ...]:
     """One check for each of ``terms`` that is judged, in order; shaping needs none."""
-    return tuple(_check(term, prompt) for term in terms if not _is_shaping(term))
+    return tuple(routed(_check(term, prompt)) for term in terms if not _is_shaping(term))
 
 
 def compose_verdict(
@@ -209,6 +211,9 @@ def _judged(
         for term, value in zip(terms, values, strict=True)
     )
     total = sum(part.weight * part.value for part in components)
+    if not math.isfinite(total):
+        told = f"the weighted sum of the terms is {total}, not a finite number"
+        return Verdict(status=VerdictStatus.INFRA_ERROR, reward=None, reason=told)
     return Verdict(status=status, reward=total, components=components, reason=reason)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractAsyncContextManager
+
 from actors.verification.backends import known_kinds
 from actors.verification.dispatch import Dispatcher
+from actors.verification.grading import RolloutReference
 from actors.verification.reward import check_rewards, needed_kinds
 from actors.verification.rollout_judge import RolloutJudge
 from actors.verification.task_pool import generated_kinds
@@ -23,7 +27,10 @@ async def serve(process: Process) -> None:
     verifier = config.verifier
     check_rewards(verifier.rewards, known_kinds())
     tokenizer = TextTokenizer.load(config.model.path)
-    async with Dispatcher(verifier, metrics=process.metrics) as dispatcher:
+    async with (
+        Dispatcher(verifier, metrics=process.metrics) as dispatcher,
+        _reference(process) as reference,
+    ):
         judge = RolloutJudge(
             dispatcher, tokenizer, verifier, metrics=process.metrics, log=process.log
         )
@@ -44,6 +51,7 @@ async def serve(process: Process) -> None:
                 log=process.log,
                 heartbeat_s=channel.registered.heartbeat_s,
                 payloads=payloads,
+                reference=reference,
                 on_pause=process.pause,
             )
             process.ready(num_children=verifier.num_workers)
@@ -51,3 +59,12 @@ async def serve(process: Process) -> None:
         finally:
             await payloads.close()
             await channel.close()
+
+
+def _reference(process: Process) -> AbstractAsyncContextManager[RolloutReference | None]:
+    """The reference pass, where verifiers compute it."""
+    if not process.config.has_verifier_reference:
+        return contextlib.nullcontext()
+    from actors.verification.models.reference import reference_pass
+
+    return reference_pass(process.config, process.metrics)

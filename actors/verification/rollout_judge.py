@@ -14,6 +14,7 @@ from actors.verification.telemetry import CheckMetrics, RewardWatch
 from common.arrays import RolloutArrays
 from common.config import VerifierConfig
 from common.metrics import Metrics
+from common.references.math import with_conventions
 from common.text_tokenizer import TextTokenizer
 from common.types import Prompt, Verdict
 
@@ -35,6 +36,7 @@ class RolloutJudge:
         self._dispatcher = dispatcher
         self._tokenizer = tokenizer
         self._terms = config.rewards
+        self._extract = config.extract
         self._metrics = metrics
         self._log = log
         self._checks = CheckMetrics(metrics, known_kinds())
@@ -57,9 +59,10 @@ class RolloutJudge:
         terms = terms_for(self._terms, prompt)
         token_ids = arrays.completion_token_ids.tolist()
         completion = self._tokenizer.decode(token_ids)
+        checks = plan_checks(terms, with_conventions(prompt, self._extract))
         job = VerifyJob(
             completion=completion,
-            checks=plan_checks(terms, prompt),
+            checks=checks,
             prompt=prompt.text,
             prompt_token_ids=arrays.prompt_token_ids.tobytes(),
             completion_token_ids=arrays.completion_token_ids.tobytes(),

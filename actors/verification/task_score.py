@@ -1,8 +1,9 @@
 """Kind ``task``: the answer to a reasoning-gym entry, scored by the dataset that made the entry.
 
 The value is that dataset's own ``score_answer``, within 0..1 and often partial. Where its rule
-gives full marks for nothing (:data:`STRICTER`), an answer with full marks must also pass a rule
-of ours.
+gives marks for nothing, an answer must also pass a rule of ours: :data:`STRICTER` for full marks,
+:data:`NOT_HEDGED` for part of them, and no dataset gives any to an answer for the only merit that
+the right one occurs in it, as in ``True False``.
 
 ====================================== ==========================================================
 what happens                           outcome
@@ -21,6 +22,7 @@ time or memory runs out                ``limit-exceeded``, 0
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import random
@@ -47,6 +49,7 @@ _ROUNDING = 1e-6
 
 UNDESERVED = "the answer does not pass the stricter rule for this dataset"
 _NOT_A_NUMBER = re.compile(r"nan|inf", re.IGNORECASE)
+_DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
 
 Entry = Mapping[str, Any]
 
@@ -75,10 +78,25 @@ def _judge(name: str, dataset: Dataset, answer: str, entry: dict[str, Any]) -> J
         if not _scores_its_own_answer(dataset, entry):
             raise DataError(f"malformed task: {name} cannot score this entry: {error!r}") from None
         return Judgement.graded(0.0, f"{name} cannot read the answer: {type(error).__name__}")
-    strict = STRICTER.get(name)
-    if score >= 1.0 and strict is not None and not strict(answer, entry):
-        return Judgement.graded(0.0, f"{name} would give full marks, but {UNDESERVED}")
+    strict = (STRICTER if score >= 1.0 else NOT_HEDGED).get(name)
+    if score > 0.0 and strict is not None and not strict(answer, entry):
+        marks = "full marks" if score >= 1.0 else f"{score:.2g}"
+        return Judgement.graded(0.0, f"{name} would give {marks}, but {UNDESERVED}")
+    if _only_contains(answer, entry, score):
+        return Judgement.graded(0.0, "the right answer is only a part of this one")
     return Judgement.graded(score)
+
+
+def _only_contains(answer: str, entry: Entry, score: float) -> bool:
+    """Most scorers fall back on the share of the answer's characters that are the right one.
+
+    By that every answer that names all it can think of is worth something: ``True False`` half, and
+    841 a third where 4 is right.
+    """
+    gold = entry["answer"]
+    if not isinstance(gold, str) or not 0.0 < score < 1.0 or gold not in answer:
+        return False
+    return math.isclose(score, len(gold) / len(answer), abs_tol=1e-9)
 
 
 def _score(dataset: Dataset, answer: str, entry: dict[str, Any]) -> float:
@@ -146,9 +164,18 @@ def _is_finite(answer: str, _: Entry) -> bool:
 
 
 def _has_the_sign(answer: str, entry: Entry) -> bool:
-    """Its scorer overlooks a minus sign: it takes -20 for 20."""
+    """Its scorer overlooks a minus sign, and all numbers but the first: it takes -20 for 20."""
     value = parse_number(answer)
-    return value is None or value == parse_number(str(entry["answer"]))
+    if value is None:
+        return len(_DIGITS.findall(answer)) == 1
+    return value == parse_number(str(entry["answer"]))
+
+
+def _gives_each_one_role(answer: str, _: Entry) -> bool:
+    """Its scorer counts who is said to be what: ``A is a knight, A is a knave`` is half right."""
+    words = re.findall(r"\w+", answer.lower())
+    names = [name for name, verb in itertools.pairwise(words) if verb == "is"]
+    return len(names) == len(set(names))
 
 
 def _is_same_json(answer: str, entry: Entry) -> bool:
@@ -189,3 +216,6 @@ STRICTER: dict[str, Callable[[str, Entry], bool]] = {
     "puzzle24": _uses_the_numbers,
 }
 """Dataset -> what an answer must pass besides the dataset's own scorer to have full marks."""
+
+NOT_HEDGED: dict[str, Callable[[str, Entry], bool]] = {"knights_knaves": _gives_each_one_role}
+"""Dataset -> what an answer must pass to keep part of the marks."""

@@ -13,11 +13,14 @@ from actors.verification.judgement import JobReply, VerifyJob
 from actors.verification.shaping import repeat_ratio
 from common.config import MonitorConfig
 from common.metrics import Metrics
-from common.types import Verdict
+from common.types import Verdict, VerdictStatus
 
 REPEATED_NGRAM = 4
 _MAX_REPEAT_TOKENS = 2048
 """Repetition is looked for in the end of an answer, where loops are: it bounds the cost."""
+
+
+_READ_AND_JUDGED = (VerdictStatus.GRADED, VerdictStatus.WRONG_FORMAT)
 
 
 class CheckMetrics:
@@ -42,7 +45,7 @@ class CheckMetrics:
         ):
             kind = self._label(check.kind)
             self._metrics.observe("headrace_verify_seconds", seconds, kind=kind)
-            if not judgement.status.is_judged:
+            if judgement.status not in _READ_AND_JUDGED:
                 status = judgement.status.value
                 self._metrics.inc("headrace_verify_failures_total", kind=kind, status=status)
 

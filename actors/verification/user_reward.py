@@ -154,6 +154,6 @@ def _told(error: BaseException) -> str:
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     try:
         message = str(error)
-    except Exception:
+    except BaseException:  # the error is the user's class, and may try to exit as well
         message = "?"
     return f"{type(error).__name__}: {message[:500]}{place}"

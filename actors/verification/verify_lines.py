@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import select
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +59,8 @@ class LineRun:
 async def verify_lines(run: LineRun, *, source_fd: int, target_fd: int) -> None:
     """Answer every line of ``source_fd`` on ``target_fd``, in the order read, until it ends.
 
-    Raises ``BrokenPipeError`` when nobody reads the answers any more.
+    Raises ``BrokenPipeError`` when nobody reads the answers any more, ``OSError`` when the source
+    cannot be read.
     """
     answers: _Answers = asyncio.Queue(run.config.num_workers * _LINES_AHEAD_PER_CHILD)
     async with Dispatcher(run.config) as dispatcher:
@@ -67,7 +70,7 @@ async def verify_lines(run: LineRun, *, source_fd: int, target_fd: int) -> None:
             async for chunk in _chunks(source_fd):
                 run.bytes_read += len(chunk)
                 for line in splitter.feed(chunk) if chunk else splitter.finish():
-                    parsed = parse_line(line, run.kind, run.terms)
+                    parsed = parse_line(line, run.kind, run.terms, run.config.extract)
                     await answers.put(group.create_task(_answer(parsed, run, dispatcher)))
             await answers.put(None)
         run.notes = dispatcher.notes
@@ -81,9 +84,31 @@ async def _answer(parsed: LineJob | BadLine, run: LineRun, dispatcher: Dispatche
     return parsed.line_id, compose_verdict(run.terms, reply, parsed.token_ids)
 
 
+class _Writer:
+    """Writes to ``target_fd`` at once what a pipe or file takes without waiting, or on a thread.
+
+    A pipe that is ready takes ``PIPE_BUF`` bytes (pipe(7)); a thread costs more than they do.
+    """
+
+    def __init__(self, target_fd: int) -> None:
+        self._fd = target_fd
+        mode = os.fstat(target_fd).st_mode
+        self._tells = stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+        self._poll = select.poll()
+        self._poll.register(target_fd, select.POLLOUT)
+
+    async def write(self, data: bytes) -> None:
+        """Returns when all is written; raises ``OSError`` when it cannot be."""
+        view = memoryview(data)
+        while view and self._tells and self._poll.poll(0):
+            view = view[os.write(self._fd, view[: select.PIPE_BUF]) :]
+        if view:
+            await asyncio.to_thread(_write_all, self._fd, view)
+
+
 async def _write_answers(run: LineRun, answers: _Answers, target_fd: int) -> None:
     """Write each answer as soon as those before it are written; finished ones share a write."""
-    ended = False
+    writer, ended = _Writer(target_fd), False
     while not ended:
         batch = [await answers.get()]
         while not answers.empty():
@@ -94,12 +119,12 @@ async def _write_answers(run: LineRun, answers: _Answers, target_fd: int) -> Non
                 ended = True
                 continue
             if ready and not task.done():
-                await asyncio.to_thread(_write_all, target_fd, bytes(ready))
+                await writer.write(bytes(ready))
                 ready.clear()
             line_id, verdict = await task
             run.tally.add(verdict)
             ready += render_verdict(line_id, verdict)
-        await asyncio.to_thread(_write_all, target_fd, bytes(ready))
+        await writer.write(bytes(ready))
         run.on_progress(run)
 
 
@@ -109,12 +134,15 @@ async def _chunks(source_fd: int) -> AsyncIterator[bytes]:
     The thread is a daemon, so an interrupted command does not wait for input that never comes.
     """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(1)
+    queue: asyncio.Queue[bytes | OSError] = asyncio.Queue(1)
 
     def read() -> None:
-        chunk = b"-"
-        while chunk:
-            chunk = os.read(source_fd, _CHUNK_BYTES)
+        chunk: bytes | OSError = b"-"
+        while chunk and isinstance(chunk, bytes):
+            try:
+                chunk = os.read(source_fd, _CHUNK_BYTES)
+            except OSError as error:
+                chunk = error
             if loop.is_closed():
                 return
             try:
@@ -123,13 +151,14 @@ async def _chunks(source_fd: int) -> AsyncIterator[bytes]:
                 return
 
     threading.Thread(target=read, name="read-lines", daemon=True).start()
-    chunk = b"-"
+    chunk: bytes | OSError = b"-"
     while chunk:
         chunk = await queue.get()
+        if isinstance(chunk, OSError):
+            raise chunk
         yield chunk
 
 
-def _write_all(target_fd: int, data: bytes) -> None:
-    view = memoryview(data)
+def _write_all(target_fd: int, view: memoryview) -> None:
     while view:
         view = view[os.write(target_fd, view) :]

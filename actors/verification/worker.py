@@ -14,9 +14,10 @@ from typing import Protocol
 import structlog
 
 from actors.verification.credit import target_held
+from actors.verification.grading import Grader, RolloutReference
 from actors.verification.rollout_judge import RolloutJudge
 from common.arrays import arrays_from_frames
-from common.codec import Decoded
+from common.codec import Buffer, Decoded
 from common.errors import DataError, DecodeError, InfraError, RefusedError
 from common.messages import (
     Heartbeat,
@@ -61,15 +62,19 @@ class VerifierWorker:
         log: structlog.stdlib.BoundLogger,
         heartbeat_s: float,
         payloads: Fetcher | None = None,
+        reference: RolloutReference | None = None,
         on_pause: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """``payloads`` fetches what is not with the broker; None where everything is.
+
+        ``reference`` computes log-probabilities of the reference policy; None: the learner does.
 
         ``on_pause`` is told why when the worker stops taking work for good.
         """
         self._channel = channel
         self._payloads = payloads
         self._judge = judge
+        self._grader = Grader(judge.judge, reference, log)
         judge.on_hacking = self._pause
         self._metrics = metrics
         self._log = log
@@ -188,15 +193,19 @@ class VerifierWorker:
         return await self._payloads.fetch([Wanted.of(lease.rollout) for lease in leases])
 
     async def _verify(self, lease: RolloutLease, frames: Sequence[memoryview]) -> None:
-        rollout_id = lease.rollout.rollout_id
         try:
-            verdict = await self._judge.judge(lease.prompt, arrays_from_frames(frames))
-            answer: Request = SubmitVerdict(
-                rollout_id=rollout_id, verify_attempt=lease.verify_attempt, verdict=verdict
-            )
+            graded = await self._grader.grade(lease, arrays_from_frames(frames))
         except (InfraError, DataError) as error:  # in the end the dead letter says so
-            answer = ReturnLease(lease=_lease_of(lease), error=str(error))
-        await self._answer(lease, answer)
+            await self._answer(lease, ReturnLease(lease=_lease_of(lease), error=str(error)))
+            return
+        reference = graded.reference
+        verdict = SubmitVerdict(
+            rollout_id=lease.rollout.rollout_id,
+            verify_attempt=lease.verify_attempt,
+            verdict=graded.verdict,
+            reference=None if reference is None else reference.header,
+        )
+        await self._answer(lease, verdict, [] if reference is None else [reference.frame()])
 
     async def _return(self, leases: Sequence[RolloutLease], error: str = "") -> None:
         await asyncio.gather(
@@ -206,13 +215,15 @@ class VerifierWorker:
             )
         )
 
-    async def _answer(self, lease: RolloutLease, answer: Request) -> None:
+    async def _answer(
+        self, lease: RolloutLease, answer: Request, frames: Sequence[Buffer] = ()
+    ) -> None:
         """End ``lease`` with ``answer``, unless somebody else's answer counts by now."""
         rollout_id = lease.rollout.rollout_id
         if self._held.get(rollout_id) != lease.verify_attempt:
             return  # revoked meanwhile
         try:
-            await self._channel.request(answer)
+            await self._channel.request(answer, frames)
         except (InfraError, DecodeError) as error:
             self._log.warning("answer not taken, lease dropped", error=str(error))
         self._release(rollout_id)

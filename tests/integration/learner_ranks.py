@@ -1,6 +1,7 @@
 """One rank of a learner under test: a step on a fake broker, its results written by rank 0.
 
-Started as ``python -m tests.integration.learner_ranks ROOT`` with the environment of torchrun.
+Started as ``python -m tests.integration.learner_ranks ROOT LOSS`` with the environment of torchrun;
+LOSS are keys of ``[learner.loss]`` as JSON.
 """
 
 from __future__ import annotations
@@ -11,35 +12,43 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from learner.canary import compute_canary
+from learner.digests import policy_digest
 from learner.export import gather_weights
 from learner.group_source import Chunk
 from learner.mesh import learner_mesh
+from learner.model import load_policy
+from learner.reference import load_weights, save_weights
 from learner.run_state import TrainingRun, build_run
 from learner.update import TrainingBatch
+from tests.builders import version
 from tests.unit.learner.small_run import (
     RecordingPublisher,
     small_broker,
     small_config,
     small_process,
+    with_loss,
 )
 
 NUM_GROUPS = 5
+CHUNK_SIZES = (1, 2)
+"""A chunk of one group leaves a rank idle at times."""
 
 
-def run_ranks(root: Path, world_size: int) -> None:
-    """Take one step on ``world_size`` ranks; raises when a rank fails."""
+def run_ranks(root: Path, world_size: int, **loss: object) -> None:
+    """Take one step on ``world_size`` ranks with that objective; raises when a rank fails."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.learner_ranks", str(root)],
+            [sys.executable, "-m", "tests.integration.learner_ranks", str(root), json.dumps(loss)],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
         )
@@ -54,7 +63,8 @@ def run_ranks(root: Path, world_size: int) -> None:
             rank.kill()
 
 
-def _gather(run: TrainingRun) -> TrainingBatch:
+def gather(run: TrainingRun) -> TrainingBatch:
+    """A whole batch, accumulated."""
     batch = run.updater.start_batch(run.policy_step)
     while len(batch.group_ids) < NUM_GROUPS:
         chunk = run.source.next_chunk(run.lineage, run.policy_step, held=batch.group_ids)
@@ -73,22 +83,24 @@ def _whole_gradients(run: TrainingRun) -> dict[str, Tensor]:
     return found
 
 
-def main(root: Path) -> None:
+def main(root: Path, loss: dict[str, Any]) -> None:
     """Step once, save gradients, weights, canary and statistics, and checkpoint."""
-    config = small_config(root, groups_per_step=NUM_GROUPS)
+    config = with_loss(small_config(root, groups_per_step=NUM_GROUPS), **loss)
     with learner_mesh() as mesh, small_process(config) as process:
-        broker = small_broker(
-            chunk_sizes=(1, 2)
-        )  # a chunk of one group leaves a rank idle at times
+        broker = small_broker(chunk_sizes=CHUNK_SIZES)
         run = build_run(process, broker, mesh, RecordingPublisher())
-        batch = _gather(run)
-        gradients = _whole_gradients(run)
+        batch = gather(run)
+        gradients = {} if batch.waiting else _whole_gradients(run)  # none before the batch is whole
         outcome = run.apply(batch)
         canary = compute_canary(run.policy, mesh, tolerance=1e-3)
         run.policy_step = broker.policy_step = 1
         run.checkpoint()
         weights = gather_weights(run.policy, mesh, next(run.policy.parameters()).dtype)
         digest = run.digest()
+        save_weights(process.paths.references, version(1), run.policy, mesh)
+        reference = load_policy(Path(config.model.path), mesh, max_length=config.model.max_length)
+        load_weights(process.paths.references, version(1), reference)
+        reference_digest = policy_digest(reference, mesh)
         if mesh.is_main:
             save_file(gradients, root / "gradients.safetensors")
             save_file(weights, root / "weights.safetensors")
@@ -99,10 +111,11 @@ def main(root: Path) -> None:
                 "gap": outcome.on_policy_gap,
                 "canary": canary.logprobs,
                 "digest": digest,
+                "reference_digest": reference_digest,
                 "denominator": batch.denominator,
             }
             (root / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -11,11 +11,20 @@ from typing import Any
 
 import pytest
 import zmq
+from zmq.utils.garbage import gc as garbage_collector
 
+from common.batching import encode_batch
 from common.broker_socket import BrokerSocket, Incoming
-from common.codec import Decoded, encode
+from common.codec import Decoded, encode, pack
 from common.errors import DecodeError
-from common.messages import Ack, CommitCheckpoint, GetStatus, PublishWeights, SubmitRollout
+from common.messages import (
+    Ack,
+    CommitCheckpoint,
+    GetStatus,
+    PublishWeights,
+    Rollouts,
+    SubmitRollout,
+)
 from tests.builders import rollout_arrays, rollout_header, version
 
 
@@ -84,6 +93,45 @@ def test_a_message_whose_signal_another_call_has_consumed_still_wakes_the_broker
         wire.until_arrived()  # asking takes the signal, as does a send now and then
         assert not wire.is_signalled()
         assert await _take(wire.broker, 1) == [2]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_arrives_as_the_requests_in_it_and_a_turn_takes_it_whole(wire: Wire) -> None:
+    async def scenario() -> None:
+        batch = [(request_id, pack(GetStatus())) for request_id in (1, 2, 3)]
+        wire.client.send_multipart(encode_batch([*batch, (4, b"\xc0")]))
+        wire.say(5)
+        assert await wire.broker.wait_readable(5.0)
+        wire.until_arrived()
+        taken = wire.broker.receive_now(2)
+        assert [incoming.request_id for incoming in taken] == [1, 2, 3, 4]
+        assert len({incoming.peer for incoming in taken}) == 1
+        *whole, bad = (incoming.decoded for incoming in taken)
+        assert [one.message for one in whole if isinstance(one, Decoded)] == [GetStatus()] * 3
+        assert isinstance(bad, DecodeError)
+        assert await _take(wire.broker, 1) == [5]
+
+    asyncio.run(scenario())
+
+
+def test_arrays_that_came_in_leave_in_the_memory_they_came_in(wire: Wire) -> None:
+    header = rollout_header(num_prompt=30_000, num_completion=30_000)
+    arrays = rollout_arrays(num_prompt=30_000, num_completion=30_000, seed=1)
+    sent = [bytes(frame) for frame in arrays.frames()]
+
+    async def scenario() -> None:
+        wire.client.send_multipart(encode(SubmitRollout(rollout=header), 5, sent))
+        (incoming,) = await wire.broker.receive(1)
+        assert isinstance(incoming.decoded, Decoded)
+        frames = incoming.decoded.frames
+        before = len(garbage_collector.refs)
+        for number in range(8):
+            wire.broker.send(incoming.peer, number, Rollouts(rollouts=(header,)), frames)
+        assert len(garbage_collector.refs) - before <= 8, "only the last frame of each is watched"
+        for _ in range(8):
+            _, _, *back = wire.hear()
+            assert back == sent
 
     asyncio.run(scenario())
 

@@ -11,8 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.integration.learner_ranks import run_ranks
-from tests.unit.learner.small_run import small_config, small_model, small_run
+from learner.digests import policy_digest
+from learner.model import load_policy
+from learner.reference import load_weights
+from tests.builders import version
+from tests.integration.learner_ranks import CHUNK_SIZES, NUM_GROUPS, gather, run_ranks
+from tests.unit.learner.small_run import (
+    ALONE,
+    small_broker,
+    small_config,
+    small_model,
+    small_run,
+    with_loss,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +66,29 @@ def test_two_ranks_have_the_loss_norm_and_statistics_of_one(roots: dict[int, Pat
     assert two["gap"] == pytest.approx(one["gap"], rel=1e-5)
 
 
+def test_two_ranks_take_the_step_of_one_whatever_the_objective_sums_over(
+    roots: dict[int, Path], tmp_path: Path
+) -> None:
+    """Ratios of whole answers, an entropy bonus, and advantages that wait for the whole batch."""
+    loss: dict[str, Any] = {
+        "ratio_level": "sequence-mean",
+        "aggregation": "sequence",
+        "entropy_coefficient": 0.1,
+        "baseline": "batch-mean",
+        "advantage_over": "batch",
+    }
+    shutil.copytree(roots[1] / "model", tmp_path / "model")
+    run_ranks(tmp_path, 2, **loss)
+    two = _report(tmp_path)
+    config = with_loss(small_config(tmp_path, groups_per_step=NUM_GROUPS), **loss)
+    with small_run(config, small_broker(chunk_sizes=CHUNK_SIZES)) as run:
+        one = run.apply(gather(run))
+    assert two["grad_norm"] == pytest.approx(one.grad_norm, rel=1e-5)
+    assert two["loss"] == pytest.approx(one.loss, rel=1e-5)
+    assert two["sums"] == pytest.approx(one.sums, rel=1e-5)
+    assert one.grad_norm != pytest.approx(_report(roots[1])["grad_norm"], rel=1e-3)
+
+
 def test_the_canary_is_computed_under_the_weights_after_the_step(roots: dict[int, Path]) -> None:
     for one, two in zip(_report(roots[1])["canary"], _report(roots[2])["canary"], strict=True):
         assert two == pytest.approx(one, abs=1e-3)
@@ -72,3 +106,11 @@ def test_a_checkpoint_of_two_ranks_is_restored_by_one(
             assert torch.equal(weight, expected[name]), name
             assert run.optimizer.state[weight]["step"].item() == 1
             assert run.optimizer.state[weight]["exp_avg"].abs().sum().item() > 0
+
+
+def test_a_reference_that_two_ranks_wrote_is_read_by_two_and_by_one(roots: dict[int, Path]) -> None:
+    for root in roots.values():
+        assert _report(root)["reference_digest"] == _report(root)["digest"]
+    alone = load_policy(roots[2] / "model", ALONE, max_length=64)
+    load_weights(roots[2] / "run/references", version(1), alone)
+    assert policy_digest(alone, ALONE) == _report(roots[2])["digest"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,9 +18,12 @@ from common.errors import CheckpointError
 from common.types import WeightVersion
 from learner.group_source import Ending
 from learner.lineage import read_lineage
+from learner.reference import Reference
 from learner.step_record import StepRecord, read_step_record, record_path
 from learner.train import train
+from tests import builders
 from tests.unit.learner.fake_broker import FakeBroker, Killed
+from tests.unit.learner.reference_models import ReferenceModels
 from tests.unit.learner.small_run import (
     ALONE,
     RecordingPublisher,
@@ -27,6 +31,7 @@ from tests.unit.learner.small_run import (
     small_config,
     small_model,
     small_process,
+    with_loss,
 )
 
 NUM_STEPS = 5
@@ -303,3 +308,92 @@ def test_telemetry_has_one_strict_json_line_a_step(tmp_path: Path, model: Path) 
     shown = (tmp_path / "run/telemetry/rollouts.jsonl").read_text().splitlines()
     assert len(shown) == 2 * NUM_STEPS  # a rollout of each group, at most four
     assert json.loads(shown[0])["prompt"] == "1+2="
+
+
+def _reference_run(root: Path, model: Path, side: str) -> tuple[Config, FakeBroker]:
+    """A run with a KL term whose reference becomes the policy every second step."""
+    shutil.copytree(model, root / "model")
+    config = small_config(
+        root, num_steps=NUM_STEPS, checkpoint_every=3, reference=side, reference_reset_every=2
+    )
+    config = with_loss(config, kl_coefficient=0.5)
+    reference = ReferenceModels(config) if side == "verifier" else None
+    return config, small_broker(chunk_sizes=(1, 2), reference=reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["learner", "verifier"])
+def test_killed_around_a_reset_it_resumes_to_the_same_bits(
+    tmp_path: Path, model: Path, side: str
+) -> None:
+    config, broker = _reference_run(tmp_path / "alone", model, side)
+    alone = RecordingPublisher()
+    assert _run_once(config, broker, alone) is Ending.COMPLETED
+    num_requests = len(broker.log)
+    for fifth, after in ((2, False), (3, True), (4, True)):
+        config, broker = _reference_run(tmp_path / str(fifth), model, side)
+        broker.kill_at, broker.kill_after_effect = 1 + fifth * num_requests // 5, after
+        publisher = RecordingPublisher()
+        assert _finish(config, broker, publisher) == 1
+        assert broker.incarnation == 0, "the replay came to other weights"
+        assert publisher.published.items() <= alone.published.items()
+        assert max(publisher.published) == max(alone.published)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["learner", "verifier"])
+def test_killed_between_the_commit_and_the_reset_it_resumes_to_the_same_bits(
+    tmp_path: Path, model: Path, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, broker = _reference_run(tmp_path / "alone", model, side)
+    alone = RecordingPublisher()
+    assert _run_once(config, broker, alone) is Ending.COMPLETED
+    config, broker = _reference_run(tmp_path / "killed", model, side)
+    become, num_resets = Reference.become, 0
+
+    def dies(self: Reference, *arguments: Any) -> None:
+        nonlocal num_resets
+        num_resets += 1
+        if num_resets == 2:
+            raise Killed
+        become(self, *arguments)
+
+    monkeypatch.setattr(Reference, "become", dies)
+    publisher = RecordingPublisher()
+    assert _finish(config, broker, publisher) == 1
+    assert broker.incarnation == 0
+    assert publisher.published.items() <= alone.published.items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["learner", "verifier"])
+def test_a_fork_goes_back_to_the_reference_of_its_checkpoint(
+    tmp_path: Path, model: Path, side: str
+) -> None:
+    config, broker = _reference_run(tmp_path, model, side)
+    with pytest.raises(Killed):
+        _run_once(config, broker, RecordingPublisher(on_publish=_stop_at(5)))
+    steps = tmp_path / "run/learner/steps"  # checkpoint 3, records 3 and 4, resets at 2 and 4
+    assert read_step_record(record_path(steps, 4, 0)).reference_version == builders.version(4)
+    _change_record(record_path(steps, 4, 0), weight_digest="0" * 16)
+    publisher = RecordingPublisher()
+    assert _run_once(config, broker, publisher) is Ending.COMPLETED
+    assert [str(found) for found in publisher.published] == ["1.3", "1.4", "1.5"]
+    records = [read_step_record(record_path(steps, step, 1)) for step in (3, 4)]
+    assert [record.reference_version for record in records] == [
+        builders.version(2),
+        builders.version(4, 1),
+    ]
+
+
+@pytest.mark.slow
+def test_a_step_is_not_replayed_with_another_reference_than_it_was_taken_with(
+    tmp_path: Path, model: Path
+) -> None:
+    config, broker = _reference_run(tmp_path, model, "verifier")
+    with pytest.raises(Killed):
+        _run_once(config, broker, RecordingPublisher(on_publish=_stop_at(5)))
+    broker.references[broker.stepped[4][0]] = builders.version(2)
+    publisher = RecordingPublisher()
+    assert _run_once(config, broker, publisher) is Ending.COMPLETED
+    assert min(publisher.published) == builders.version(3, 1)

@@ -23,13 +23,12 @@ import uvloop
 
 from actors.verification.backends import BackendSource
 from actors.verification.dispatch import Dispatcher
+from actors.verification.grading import ReferenceLogprobs
 from actors.verification.judgement import Check, JobReply, VerifyJob
 from actors.verification.models.backend import ModelBackend, model_backend
 from actors.verification.models.frames import ModelSpec
 from actors.verification.models.model_process import ModelProcessError
 from actors.verification.models.reference import (
-    GradedRollout,
-    ReferenceLogprobs,
     ReferencePass,
     reference_spec,
 )
@@ -39,7 +38,7 @@ from common.config import VerifierConfig, VerifierModelConfig
 from common.errors import ConfigError, DataError, ModelDirectoryError
 from common.metrics import Metrics
 from common.torch.weight_files import version_directory, write_version
-from common.types import Verdict, VerdictStatus
+from common.types import VerdictStatus, WeightVersion
 from learner.batch import Document, pack
 from learner.mesh import Mesh
 from learner.model import evaluate_policy, load_policy
@@ -462,12 +461,15 @@ def test_reference_logprobs_of_a_verifier_equal_the_learners_before_and_after_a_
 ) -> None:
     documents = _documents()
 
-    async def compute(passes: ReferencePass) -> list[ReferenceLogprobs]:
+    passes = ReferencePass(reference.runner)
+
+    async def compute(at: WeightVersion) -> list[ReferenceLogprobs]:
         return await asyncio.gather(
             *(
                 passes.compute(
                     document.prompt_token_ids,
                     document.completion_token_ids,
+                    at,
                     temperature=0.7,
                     share=str(document.prompt_token_ids[0]),
                 )
@@ -476,27 +478,14 @@ def test_reference_logprobs_of_a_verifier_equal_the_learners_before_and_after_a_
         )
 
     async def check() -> None:
-        passes = ReferencePass(reference.runner, version(0))
-        initial = await compute(passes)
+        initial = await compute(version(0))
         _assert_close(initial, reference.learner_logprobs(documents, 0.7))
         reference.publish(400)
-        passes.version = version(400)
-        graded = GradedRollout(
-            Verdict(status=VerdictStatus.GRADED, reward=1.0), reference=initial[0]
-        )
-        first = documents[0]
-        arguments = (first.prompt_token_ids, first.completion_token_ids)
-        renewed = await passes.refresh(graded, *arguments, temperature=0.7)
-        assert renewed.verdict is graded.verdict
-        assert renewed.reference is not None
-        assert renewed.reference.version == version(400)
-        again = await passes.refresh(renewed, *arguments, temperature=0.7)
-        assert again is renewed
-        reset = await compute(passes)
+        reset = await compute(version(400))
+        assert {item.version for item in reset} == {version(400)}
         _assert_close(reset, reference.learner_logprobs(documents, 0.7))
         assert np.abs(reset[0].logprobs - initial[0].logprobs).max() > 1e-2
-        passes.version = version(0)
-        for old, new in zip(initial, await compute(passes), strict=True):
+        for old, new in zip(initial, await compute(version(0)), strict=True):
             np.testing.assert_allclose(new.logprobs, old.logprobs, atol=1e-6)
 
     loop.run(check())
@@ -521,29 +510,29 @@ def test_a_reference_that_is_not_proven_computes_nothing(
     reference.batches.clear()
 
     async def check() -> None:
-        passes = ReferencePass(reference.runner, version(0))
-        passes.version = version(800)
+        passes = ReferencePass(reference.runner)
         with pytest.raises(ModelProcessError, match="arrived changed"):
-            await passes.compute(*arguments, temperature=1.0)
-        passes.version = version(0)
-        assert len((await passes.compute(*arguments, temperature=1.0)).logprobs) == 12
+            await passes.compute(*arguments, version(800), temperature=1.0)
+        initial = await passes.compute(*arguments, version(0), temperature=1.0)
+        assert len(initial.logprobs) == 12
 
     loop.run(check())
     assert [bool(batch.failure) for batch in reference.batches] == [True, False]
 
 
-def test_reference_logprobs_travel_as_one_exact_frame() -> None:
-    logprobs = -np.arange(5, dtype=np.float32)
-    sent = ReferenceLogprobs(version(3), logprobs)
-    received = ReferenceLogprobs.from_frame(sent.header, sent.frame().cast("B"))
-    assert received.version == version(3)
-    assert received.logprobs.tolist() == logprobs.tolist()
-    with pytest.raises(DataError, match="4 reference log-probs for 5 tokens"):
-        ReferenceLogprobs.from_frame(sent.header, sent.frame().cast("B")[:16])
-    for impossible in (np.nan, 0.5):
-        bad = ReferenceLogprobs(version(3), np.array([impossible], dtype=np.float32))
-        with pytest.raises(DataError, match="finite and at most 0"):
-            ReferenceLogprobs.from_frame(bad.header, bad.frame().cast("B"))
+def test_a_reference_pass_of_nothing_is_empty_and_one_from_nothing_is_an_error(
+    loop: asyncio.Runner, reference: Reference
+) -> None:
+    passes = ReferencePass(reference.runner)
+    (tokens,) = random_tokens([4], seed=3)
+
+    async def check() -> None:
+        empty = await passes.compute(tokens, tokens[:0], version(400), temperature=1.0)
+        assert (empty.version, empty.logprobs.tolist()) == (version(400), [])
+        with pytest.raises(DataError, match="at least 1 token, got 0"):
+            await passes.compute(tokens[:0], tokens, version(400), temperature=1.0)
+
+    loop.run(check())
 
 
 class _OpenAiServer(ThreadingHTTPServer):

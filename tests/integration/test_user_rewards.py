@@ -13,12 +13,13 @@ import pytest
 
 from actors.verification.dispatch import Dispatcher
 from actors.verification.judgement import Judgement, VerifyJob
-from actors.verification.reward import compose_verdict, plan_checks
+from actors.verification.reward import plan_checks
 from actors.verification.user_reward_pool import user_rewards
 from common.config import RewardWeight, VerifierConfig
 from common.errors import FatalError
-from common.types import Prompt, Verdict, VerdictStatus
+from common.types import Prompt, VerdictStatus
 from common.user_rewards import function_problems, with_function
+from tests.integration.user_reward_runs import verdicts_on
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "writing-a-reward.md"
 
@@ -80,26 +81,9 @@ def _config(tmp_path: Path, source: str, **limits: float) -> VerifierConfig:
     return VerifierConfig(rewards=(with_function(term, tmp_path),), **limits)  # type: ignore[arg-type]
 
 
-def _verdicts(config: VerifierConfig, completions: list[str]) -> list[Verdict]:
-    """The whole way: terms -> checks -> backend -> verdict."""
-    prompt = Prompt(prompt_id="p", text="1+1=", task="arithmetic", reference_json='{"gold":"2"}')
-
-    async def run() -> list[Verdict]:
-        async with Dispatcher(config) as dispatcher:
-            verdicts = []
-            for completion in completions:
-                checks = plan_checks(config.rewards, prompt)
-                job = VerifyJob(completion=completion, checks=checks, prompt=prompt.text)
-                reply = await dispatcher.judge(job)
-                verdicts.append(compose_verdict(config.rewards, reply))
-            return verdicts
-
-    return asyncio.run(run())
-
-
 def test_the_value_is_weighted_and_the_reason_told(tmp_path: Path) -> None:
     names = ["pair", "inputs", "bool", "negative", "print", "surrogate"]
-    verdicts = _verdicts(_config(tmp_path, _HOSTILE), names)
+    verdicts = verdicts_on(_config(tmp_path, _HOSTILE), names)
     assert [verdict.reward for verdict in verdicts] == [1.0, 2.0, 2.0, -6.0, 2.0, 2.0]
     assert {verdict.status for verdict in verdicts} == {VerdictStatus.GRADED}
     reasons = [verdict.reason for verdict in verdicts]
@@ -124,7 +108,7 @@ def test_the_value_is_weighted_and_the_reason_told(tmp_path: Path) -> None:
 def test_a_broken_reward_is_a_failure_and_never_a_number(
     completion: str, reason: str, tmp_path: Path
 ) -> None:
-    broken, after = _verdicts(_config(tmp_path, _HOSTILE), [completion, "pair"])
+    broken, after = verdicts_on(_config(tmp_path, _HOSTILE), [completion, "pair"])
     assert (broken.status, broken.reward) == (VerdictStatus.INFRA_ERROR, None)
     assert re.search(reason, broken.reason), broken.reason
     assert after.reward == 1.0
@@ -135,7 +119,7 @@ def test_what_exceeds_the_limits_is_worth_0_and_costs_only_itself(
     completion: str, tmp_path: Path
 ) -> None:
     config = _config(tmp_path, _HOSTILE, wall_limit_s=1.0)
-    exceeded, after = _verdicts(config, [completion, "pair"])
+    exceeded, after = verdicts_on(config, [completion, "pair"])
     assert (exceeded.status, exceeded.reward) == (VerdictStatus.LIMIT_EXCEEDED, 0.0)
     assert after.reward == 1.0
 
@@ -188,7 +172,7 @@ def test_a_reward_that_only_misses_a_field_of_the_made_up_task_may_start(tmp_pat
 def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_mine.py").write_text("VALUE = 0.75")
     source = "from neighbour_of_mine import VALUE\n" + _HEAD + "return VALUE"
-    (verdict,) = _verdicts(_config(tmp_path, source), ["anything"])
+    (verdict,) = verdicts_on(_config(tmp_path, source), ["anything"])
     assert verdict.reward == 1.5
 
 
@@ -200,7 +184,7 @@ def test_the_reward_of_the_document_works_as_it_says(tmp_path: Path) -> None:
     right = "<think>one two</think><answer>2</answer>"
     long = "<think>" + "word " * 500 + "</think><answer>2</answer>"
     wrong = "<think></think><answer>3</answer>"
-    rewards = [verdict.reward for verdict in _verdicts(config, [right, long, wrong, ""])]
+    rewards = [verdict.reward for verdict in verdicts_on(config, [right, long, wrong, ""])]
     assert rewards == [2.0, 1.4, 0.0, 0.0]
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -30,11 +30,14 @@ def _job(kind: str, completion: str = "") -> VerifyJob:
 
 
 def _in_pool(
-    work: Callable[[VerifierPool], Awaitable[None]], wall_limit_s: float = 10.0, workers: int = 1
+    work: Callable[[VerifierPool], Awaitable[None]],
+    wall_limit_s: float = 10.0,
+    workers: int = 1,
+    jobs_ahead: int = 1,
 ) -> None:
     async def run() -> None:
         limits = ChildLimits(wall_limit_s, _GIB, _HOSTILE)
-        async with VerifierPool(limits, workers) as pool:
+        async with VerifierPool(limits, workers, jobs_ahead=jobs_ahead) as pool:
             await work(pool)
 
     uvloop.run(asyncio.wait_for(run(), timeout=60.0))  # the loop that every role runs on
@@ -224,6 +227,76 @@ def test_many_jobs_keep_their_own_answers_over_several_children() -> None:
         assert failed == [kind == "raise" for kind in kinds]
 
     _in_pool(work, workers=2)
+
+
+async def _statuses(pool: VerifierPool, kinds: Sequence[str]) -> list[VerdictStatus]:
+    """How each of these jobs ended; they are all asked for before the first is judged."""
+    jobs = (_job(kind, str(place)) for place, kind in enumerate(kinds))
+    replies = await asyncio.gather(*map(pool.judge, jobs))
+    return [reply.failure or reply.judgements[0].status for reply in replies]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "num_ended"),
+    [
+        ("hang", VerdictStatus.LIMIT_EXCEEDED, 1),
+        ("hold-the-interpreter", VerdictStatus.LIMIT_EXCEEDED, 1),
+        ("allocate", VerdictStatus.LIMIT_EXCEEDED, 1),
+        ("kill-itself", VerdictStatus.INFRA_ERROR, 2),
+    ],
+)
+def test_of_jobs_sent_together_only_the_one_at_fault_pays(
+    kind: str, status: VerdictStatus, num_ended: int
+) -> None:
+    async def work(pool: VerifierPool) -> None:
+        kinds = ["right"] * 20
+        kinds[3] = kinds[11] = kind
+        ends = await _statuses(pool, kinds)
+        assert ends == [VerdictStatus.GRADED if item == "right" else status for item in kinds]
+        assert pool.num_restarts == 2 * num_ended
+
+    _in_pool(work, wall_limit_s=0.5, jobs_ahead=8)
+
+
+def test_jobs_behind_a_hanging_one_are_judged_by_the_other_child_long_before_its_limit() -> None:
+    async def work(pool: VerifierPool) -> None:
+        hanging = asyncio.create_task(pool.judge(_job("hang")))
+        others = [asyncio.create_task(pool.judge(_job("right", str(i)))) for i in range(40)]
+        await asyncio.gather(*others)
+        assert not hanging.done()
+        assert pool.num_restarts == 0
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+
+    _in_pool(work, wall_limit_s=50.0, workers=2, jobs_ahead=8)
+
+
+def test_every_one_of_many_hanging_jobs_is_found_within_its_own_limit() -> None:
+    async def work(pool: VerifierPool) -> None:
+        kinds = ["right", "hang"] * 3
+        replies = await asyncio.gather(
+            *(pool.judge(_job(kind, str(place))) for place, kind in enumerate(kinds))
+        )
+        assert [reply.failure for reply in replies] == [None, VerdictStatus.LIMIT_EXCEEDED] * 3
+        assert all(0.3 <= reply.seconds < 1.3 for reply in replies[1::2])
+        assert pool.num_restarts == 3
+
+    _in_pool(work, wall_limit_s=0.3, jobs_ahead=8)
+
+
+def test_a_job_that_nobody_waits_for_frees_its_child_and_costs_the_others_nothing() -> None:
+    async def work(pool: VerifierPool) -> None:
+        (pid,) = pool.pids
+        before = _cpu_ticks(pid)
+        hanging = asyncio.create_task(pool.judge(_job("hang")))
+        others = asyncio.create_task(_statuses(pool, ["right"] * 5))
+        while _cpu_ticks(pid) < before + 5:
+            await asyncio.sleep(0.01)
+        hanging.cancel()
+        assert await others == [VerdictStatus.GRADED] * 5
+        assert pool.num_restarts == 1
+
+    _in_pool(work, wall_limit_s=70.0, jobs_ahead=8)
 
 
 def test_leaving_the_pool_ends_its_children() -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import zmq
 
+from broker.memory_plan import MemoryPlan
 from common.broker_socket import BrokerSocket, Incoming
-from common.codec import MAX_FRAME_BYTES, encode
+from common.codec import MAX_FRAME_BYTES, MAX_HEADER_BYTES, encode
 from common.messages import GetStatus
 from common.security_probe import server_mechanism
 
@@ -43,12 +44,28 @@ def _raw(broker: BrokerSocket) -> system_socket.socket:
 def test_a_frame_up_to_the_cap_arrives_and_a_longer_one_costs_the_connection(
     broker: BrokerSocket, excess: int, arrives: bool
 ) -> None:
+    _check_frame(broker, MAX_FRAME_BYTES + excess, arrives)
+
+
+@pytest.mark.parametrize(("excess", "arrives"), [(0, True), (1, False)])
+def test_a_broker_cuts_off_frames_for_which_it_has_no_memory(excess: int, arrives: bool) -> None:
+    cap = MemoryPlan.under(192 << 20).largest_frame_bytes
+    assert MAX_HEADER_BYTES < cap < 192 << 20
+    broker = BrokerSocket.bind("tcp://127.0.0.1:0", max_frame_bytes=cap)
+    try:
+        _check_frame(broker, cap + excess, arrives)
+    finally:
+        broker.close()
+
+
+def _check_frame(broker: BrokerSocket, num_bytes: int, arrives: bool) -> None:
+    """A frame of this size arrives, or costs its connection; the next message arrives anyway."""
     context = zmq.Context()
     client = context.socket(zmq.DEALER)
     client.setsockopt(zmq.LINGER, 0)
     monitor = client.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     client.connect(broker.endpoint)
-    frame = bytearray(MAX_FRAME_BYTES + excess)
+    frame = bytearray(num_bytes)
     client.send_multipart([b"header", frame], copy=False)
     received = _received(broker, 20.0 if arrives else 0.2)
     assert len(received) == arrives

@@ -38,7 +38,7 @@ class Checker:
         texts = (given.encode("utf-8", "replace"), output, expected.encode("utf-8", "replace"))
         files = dict(zip(_FILES, texts, strict=True))
         result = await self._sandbox.run(self._program.job(argv=_FILES, files=files))
-        if result.exit_code and is_syntax_error(result.stderr.decode("utf-8", "replace")):
+        if result.exit_code and self._is_no_program(result.stderr.decode("utf-8", "replace")):
             raise DataError("malformed task: the checker has a syntax error")
         first = result.stdout.split(maxsplit=1)[:1]
         if result.exit_code == 0 and first == [b"accept"]:
@@ -46,3 +46,16 @@ class Checker:
         if result.exit_code == 0 and first == [b"reject"]:
             return CaseOutcome(Outcome.WRONG, "rejected by the checker")
         return CaseOutcome(Outcome.WRONG, "the checker failed on this output")
+
+    def _is_no_program(self, complaint: str) -> bool:
+        """A judge that reads the output as Python complains of a syntax error too: the program's.
+
+        A task that is malformed is dropped with its whole group, which a wrong answer must not buy.
+        """
+        if self._program.language != "python" or not is_syntax_error(complaint):
+            return False
+        try:
+            compile(self._program.content, "checker", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return True
+        return False

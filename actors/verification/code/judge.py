@@ -136,8 +136,11 @@ class CodeJudge:
 
 
 def code_judge(config: VerifierConfig) -> CodeJudge:
-    """The judge that ``[verifier]`` describes: its wall limit, and as many boxes as workers."""
-    wall_s = config.wall_limit_s
-    limits = BoxLimits(wall_s=wall_s, cpu_s=min(BoxLimits().cpu_s, wall_s))
+    """The judge that ``[verifier]`` describes: its limits, and as many boxes as workers."""
+    limits = BoxLimits(
+        wall_s=config.wall_limit_s,
+        cpu_s=min(BoxLimits().cpu_s, config.wall_limit_s),
+        memory_bytes=config.memory_limit_bytes,
+    )
     settings = CodeSettings(limits, config.num_workers, unsafe_no_sandbox=config.unsafe_no_sandbox)
     return CodeJudge(settings)

@@ -47,6 +47,8 @@ def summarise(
 
 def _reason(outcomes: Sequence[CaseOutcome], num_tests: int) -> str:
     """Such as ``2 of 5 tests right, 1 limit, 2 not run; first: limit (cpu)``."""
+    if len(outcomes) == num_tests and all(item.outcome is Outcome.RIGHT for item in outcomes):
+        return f"{num_tests} of {num_tests} tests right"
     counts = Counter(item.outcome for item in outcomes)
     parts = [f"{counts[Outcome.RIGHT]} of {num_tests} tests right"]
     parts += [

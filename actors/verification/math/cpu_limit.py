@@ -11,12 +11,13 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from types import FrameType
 from typing import Never
 
 
-class CpuLimitError(Exception):
-    """The processor time is used up."""
+class CpuLimitError(BaseException):
+    """The processor time is used up; an ``except Exception`` on the way must not swallow that."""
 
 
 @contextlib.contextmanager
@@ -24,18 +25,22 @@ def cpu_limit(seconds: float) -> Iterator[None]:
     """Raise :class:`CpuLimitError` in the block once it has used ``seconds`` of processor time.
 
     Outside of a main thread there is no limit: signals do not reach other threads. The handler of
-    SIGPROF stays in place.
+    SIGPROF stays in place: nothing else here may set another.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    if signal.getsignal(signal.SIGPROF) is not _stop:
-        signal.signal(signal.SIGPROF, _stop)
+    _install_handler()
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+@lru_cache(1)
+def _install_handler() -> None:
+    signal.signal(signal.SIGPROF, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> Never:

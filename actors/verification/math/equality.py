@@ -21,6 +21,7 @@ _HUNDRED = tree.Number(Fraction(100))
 _NAMES = (tree.Symbol, tree.Words, tree.Apply)
 _SETS = (tree.Brackets, tree.Combination, tree.Listing, tree.NumberSet)
 _APPROXIMATE_DECIMALS = 1
+_MIN_SPELLED = 3
 
 
 def same_answer(answer: tree.Answer, gold: tree.Answer) -> bool:
@@ -30,6 +31,8 @@ def same_answer(answer: tree.Answer, gold: tree.Answer) -> bool:
     """
     if answer == gold:
         return True
+    if isinstance(answer, tree.Number) and isinstance(gold, tree.Number):
+        return same_value(answer, gold)
     if isinstance(answer, tree.Relation) or isinstance(gold, tree.Relation):
         return _same_with_relation(answer, gold)
     answer, gold = expanded(answer), expanded(gold)
@@ -46,14 +49,18 @@ def same_answer(answer: tree.Answer, gold: tree.Answer) -> bool:
             return _same_quantity(answer, gold)
         case tree.Ratio():
             return isinstance(answer, tree.Ratio) and _same_ratio(answer, gold)
-        case tree.Words() | tree.Based():
+        case tree.Words():
+            return isinstance(answer, tree.Product) and _is_spelled_by(answer, gold)
+        case tree.Based():
             return False
     return isinstance(gold, tree.EXPRESSIONS) and _same_as_expression(answer, gold)
 
 
 def _same_as_expression(answer: tree.Answer, gold: tree.Expression) -> bool:
     if isinstance(answer, tree.EXPRESSIONS):
-        return same_value(answer, gold)
+        return not _spelled_differently(answer, gold) and same_value(answer, gold)
+    if isinstance(answer, tree.Words):
+        return isinstance(gold, tree.Product) and _is_spelled_by(gold, answer)
     if isinstance(answer, tree.Quantity) and answer.unit != "percent":
         return same_value(answer.value, gold) or (
             answer.unit == "degree" and same_value(_in_radians(answer.value), gold)
@@ -61,6 +68,28 @@ def _same_as_expression(answer: tree.Answer, gold: tree.Expression) -> bool:
     if isinstance(answer, tree.Listing) and answer.braced and len(answer.items) == 1:
         return same_answer(answer.items[0], gold)
     return False
+
+
+def _spelled_differently(answer: tree.Expression, gold: tree.Expression) -> bool:
+    """``CAB`` may be an order or a name as well as a product: three capitals keep their order."""
+    spelled = _capitals(gold)
+    return len(spelled) >= _MIN_SPELLED and _capitals(answer) != spelled
+
+
+def _is_spelled_by(product: tree.Product, words: tree.Words) -> bool:
+    """``CAB`` and ``\\text{CAB}``."""
+    spelled = _capitals(product)
+    return len(spelled) >= _MIN_SPELLED and spelled == words.text.upper()
+
+
+def _capitals(node: tree.Expression) -> str:
+    """The letters of a product of nothing but capitals, else nothing."""
+    factors = node.factors if isinstance(node, tree.Product) else ()
+    names = [factor.name for factor in factors if isinstance(factor, tree.Symbol)]
+    are_capitals = len(names) == len(factors) and all(
+        len(name) == 1 and name.isupper() for name in names
+    )
+    return "".join(names) if are_capitals else ""
 
 
 def _same_quantity(answer: tree.Answer, gold: tree.Quantity) -> bool:

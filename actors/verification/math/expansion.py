@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actors.verification.math.values import children
 from common.math_answer import tree
 
 
@@ -31,8 +32,13 @@ def _finite_union(union: tree.Combination) -> tree.Answer:
 
 def _signs(node: tree.Expression) -> list[tree.Expression]:
     """The readings of ``node`` with all upper and with all lower signs; itself without ``\\pm``."""
-    upper, lower = _with_sign(node, 1), _with_sign(node, -1)
-    return [node] if upper == node else [upper, lower]
+    if not _has_sign(node):
+        return [node]
+    return [_with_sign(node, 1), _with_sign(node, -1)]
+
+
+def _has_sign(node: tree.Expression) -> bool:
+    return isinstance(node, tree.PlusMinus) or any(map(_has_sign, children(node)))
 
 
 def _with_sign(node: tree.Expression, reading: int) -> tree.Expression:

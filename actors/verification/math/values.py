@@ -184,8 +184,13 @@ def _rounds_either(answer: tree.Expression, gold: tree.Expression, min_decimals:
 
 
 def _rounds(decimal: tree.Expression, exact: tree.Expression, min_decimals: int) -> bool:
-    """Whether ``decimal`` is ``exact``, rounded or cut off after that many digits or more."""
+    """Whether ``decimal`` is ``exact``, rounded or cut off after that many digits or more.
+
+    Zeros in front are no digits: 0.000000 is not a rounded form of everything small.
+    """
     if not isinstance(decimal, tree.Number) or (decimal.decimals or 0) < min_decimals:
+        return False
+    if abs(decimal.value) * 10 ** (decimal.decimals or 0) < 10 ** (min_decimals - 1):
         return False
     if symbols(exact):
         return False

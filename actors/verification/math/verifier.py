@@ -39,13 +39,15 @@ def compare(answer: str, gold: str) -> Judgement:
         expected = read_gold(gold)
     except AnswerError as error:
         raise DataError(f"malformed task: gold {gold[:80]!r}: {error}") from None
+    if answer == gold:
+        return Judgement.graded(1.0)
     try:
         with cpu_limit(CPU_LIMIT_S):
             return Judgement.graded(float(same_answer(read_answer(answer), expected)))
     except AnswerError as error:
         return Judgement.graded(0.0, str(error))
     except CpuLimitError:
-        return Judgement.graded(0.0, f"processor limit of {CPU_LIMIT_S:g} s exceeded")
+        return Judgement.limit_exceeded(f"processor limit of {CPU_LIMIT_S:g} s exceeded")
 
 
 @lru_cache(CACHE_SIZE)

@@ -173,13 +173,7 @@ def _runners(
     models: Sequence[VerifierModelConfig], config: VerifierConfig, metrics: Metrics | None
 ) -> dict[str, ModelRunner]:
     """One runner for each device that the models name."""
-    limits = RunnerLimits(
-        batch_tokens=config.model_batch_tokens,
-        queue_tokens=config.model_queue_tokens,
-        batch_s=config.model_batch_limit_s,
-        load_s=config.model_load_limit_s,
-        num_threads=config.model_threads,
-    )
+    limits = RunnerLimits.under(config)
     if models:
         check_packages()
     specs: dict[str, list[ModelSpec]] = {}

@@ -13,12 +13,12 @@ _PACKAGES = ("torch", "transformers", "safetensors")
 _ENDINGS = ("ForSequenceClassification", "ForTokenClassification")
 
 
-def check_packages() -> None:
-    """Raise :class:`FatalError` unless the model process will find what it imports."""
+def check_packages(key: str = "[[verifier.models]]") -> None:
+    """Raise :class:`FatalError` unless the model process will find what ``key`` needs."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise FatalError(
-            f"[[verifier.models]] needs {', '.join(missing)}, not installed here "
+            f"{key} needs {', '.join(missing)}, not installed here "
             "(install headrace[cpu] or headrace[gpu])"
         )
 

@@ -77,6 +77,8 @@ class ForwardReply(Record, frozen=True):
     """Bytes that the model holds on its device."""
     loaded: bool = False
     """The model was loaded for this request."""
+    out_of_memory: bool = False
+    """The failure is that the device has no room for so many tokens at once."""
 
 
 def joined(parts: Sequence[Buffer]) -> bytes:

@@ -35,6 +35,8 @@ MAX_ANSWER_TOKENS = 2048
 FIRST_PAUSE_S = 0.5
 """Pause before the second try; each further one is twice as long."""
 
+_CHARS_PER_TOKEN = 4
+"""What is too long is the answer's fault; refused by the endpoint it would have no reward."""
 _NEVER_WORKS = frozenset({401, 403, 404})
 _WORTH_A_TRY = frozenset({408, 409, 429})
 
@@ -91,6 +93,12 @@ class EndpointJudge:
                 status=VerdictStatus.WRONG_FORMAT,
                 value=self._config.minimum,
                 reason="there is no final summary to judge",
+            )
+        if len(summary) > _CHARS_PER_TOKEN * self._config.max_tokens:
+            return Judgement(
+                status=VerdictStatus.WRONG_FORMAT,
+                value=self._config.minimum,
+                reason=f"the summary has {len(summary)} characters: too long for the judge",
             )
         question = self._question(job.prompt, check.reference_json, summary)
         key = question.content_hash(self._config.model)
@@ -202,6 +210,7 @@ class _Message(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _Completion(msgspec.Struct):
@@ -215,4 +224,6 @@ def _answer_text(content: bytes) -> str:
         raise _TryAgainError(f"the endpoint's answer is not a chat completion: {error}") from None
     if not choices or choices[0].message.content is None:
         raise _TryAgainError("the endpoint's answer has no text")
+    if choices[0].finish_reason == "length":  # of "verdict: 10" a "verdict: 1" may be left
+        raise _TryAgainError(f"the answer was cut off at {MAX_ANSWER_TOKENS} tokens")
     return choices[0].message.content

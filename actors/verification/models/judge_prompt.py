@@ -2,7 +2,8 @@
 
 The candidate's text is untrusted: it may pretend to be the question, the gold answer or the judge.
 Every field stands between tags that carry a hash of all fields, so a text that closes its own tag
-would have to contain its own hash; and the judge's answer counts only in one exact form.
+would have to contain its own hash; what looks like a special token is taken apart; and the judge's
+answer counts only in one exact form.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ _GRAMMAR = {
     "correct": re.compile(r"verdict: (A|B)"),
     "score": re.compile(r"verdict: (10|[0-9])"),
 }
+_SPECIAL_TOKEN = re.compile(
+    r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|tool_call|think)>)"
+    r"|\[(?=/?[A-Z_]{3,}\])"
+)
+"""Where a mark begins that a server may read as a special token of its judge, wherever it stands:
+``<|im_end|>``, ``<\uff5cUser\uff5c>``, ``</s>``, ``[INST]``."""
 _VERDICT_LINE = re.compile(r"^[^\S\n]*verdict[^\S\n]*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -61,7 +68,8 @@ class JudgeQuestion:
         code = self.code
         parts = [task]
         parts += [
-            f"<{name}-{code}>\n{text}\n</{name}-{code}>" for name, text in self.fields.items()
+            f"<{name}-{code}>\n{as_plain_text(text)}\n</{name}-{code}>"
+            for name, text in self.fields.items()
         ]
         parts.append(f"{task}\nThe last line of your answer must be exactly {form}")
         return [
@@ -75,6 +83,15 @@ class JudgeQuestion:
         for message in self.messages():
             digest.update(message["content"].encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
+
+
+def as_plain_text(text: str) -> str:
+    """``text`` with a blank inside of everything that could be a special token of a judge.
+
+    A server turns the whole conversation into tokens at once, so an answer could else close its
+    turn and go on as the judge.
+    """
+    return _SPECIAL_TOKEN.sub(lambda found: f"{found[0]} ", text)
 
 
 def correctness_question(prompt: str, gold: str, answer: str) -> JudgeQuestion:

@@ -76,6 +76,10 @@ class Models:
         )
         return reply, outputs
 
+    def holds(self, name: str) -> bool:
+        """Whether the model's weights are there, so that what failed was to compute."""
+        return name in self._loaded
+
     def _model(self, spec: ModelSpec, version: WeightVersion | None) -> tuple[ScoringModel, bool]:
         """The model with the weights of ``version``, and whether it had to be loaded.
 
@@ -171,9 +175,16 @@ def _answer(models: Models, batch: Prepared) -> bytes:
         return joined([pack(reply), np.ascontiguousarray(outputs, dtype="<f4").data])
     except Exception as error:  # the one place that may say so: it becomes a typed infra-error
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # most likely out of memory: the next batch may fit
-        reason = f"{type(error).__name__}: {error}"
-        return joined([pack(ForwardReply(failure=reason[:4096]))])
+            torch.cuda.empty_cache()  # the next batch may fit
+        reason = f"{type(error).__name__}: {error}"[:4096]
+        too_large = models.holds(batch.request.model) and _is_out_of_memory(error)
+        return joined([pack(ForwardReply(failure=reason, out_of_memory=too_large))])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the host, where torch has no class for it."""
+    said = "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -1,78 +1,39 @@
 """Reference log-probabilities for the KL term, computed beside the grading.
 
-The learner computes them by default. A verifier that has a GPU to spare can do so instead, and says
+The learner computes them by default; with ``learner.reference = "verifier"`` verifiers do, and say
 by which reference: DeepSeek-R1 replaces its reference by the latest policy every 400 steps (Nature
-645, Methods), and what was computed against the old one must then be computed again. The grading
-stays as it is.
+645, Methods), and what was computed with the old one is then computed again. The grading stays as
+it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import AsyncIterator
 
 import numpy as np
 import numpy.typing as npt
 
+from actors.verification.grading import ReferenceLogprobs
+from actors.verification.models.backend import batch_observer
+from actors.verification.models.directory import check_packages
 from actors.verification.models.frames import ModelSpec
 from actors.verification.models.runner import ModelRunner
-from actors.verification.models.work import Work
-from common.arrays import Float32Array
-from common.errors import DataError
-from common.types import Count, Record, Verdict, WeightVersion
+from actors.verification.models.work import RunnerLimits, Work
+from common.arrays import RolloutArrays
+from common.config import Config
+from common.config_loader import run_paths
+from common.errors import DataError, InfraError
+from common.metrics import Metrics
+from common.types import (
+    INITIAL_VERSION,
+    RolloutHeader,
+    WeightVersion,
+)
 
 TokenIds = npt.NDArray[np.integer]
 
 REFERENCE_MODEL = "reference"
-
-
-class ReferenceHeader(Record, frozen=True):
-    """What travels beside the verdict; float32 [num_tokens] log-probabilities in nats follow.
-
-    ``reference_version`` names the weights that computed them.
-    """
-
-    reference_version: WeightVersion
-    num_tokens: Count
-
-    def frame_bytes(self) -> tuple[int]:
-        """Exact byte length of the frame that must follow."""
-        return (4 * self.num_tokens,)
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceLogprobs:
-    """Log-probability of each completion token under the reference, temperature applied."""
-
-    version: WeightVersion
-    logprobs: Float32Array
-    """[L] nats."""
-
-    @property
-    def header(self) -> ReferenceHeader:
-        """The record that describes the frame."""
-        return ReferenceHeader(reference_version=self.version, num_tokens=len(self.logprobs))
-
-    def frame(self) -> memoryview:
-        """The raw little-endian array, without a copy."""
-        return np.ascontiguousarray(self.logprobs, dtype="<f4").data
-
-    @classmethod
-    def from_frame(cls, header: ReferenceHeader, frame: memoryview) -> ReferenceLogprobs:
-        """Read them back; raises :class:`DataError` for another length or impossible values."""
-        logprobs = np.frombuffer(frame, dtype="<f4")
-        if logprobs.nbytes != header.frame_bytes()[0]:
-            raise DataError(f"{logprobs.size} reference log-probs for {header.num_tokens} tokens")
-        if logprobs.size and not (np.isfinite(logprobs).all() and logprobs.max() <= 1e-3):
-            raise DataError("reference_logprobs must be finite and at most 0")
-        return cls(header.reference_version, logprobs)
-
-
-@dataclass(frozen=True, slots=True)
-class GradedRollout:
-    """A verdict, and the reference log-probabilities beside it."""
-
-    verdict: Verdict
-    reference: ReferenceLogprobs | None = None
 
 
 def reference_spec(
@@ -91,24 +52,31 @@ def reference_spec(
 
 
 class ReferencePass:
-    """Computes log-probabilities under the reference that is valid at the time."""
+    """Computes log-probabilities of completions under a reference policy."""
 
-    def __init__(self, runner: ModelRunner, version: WeightVersion) -> None:
-        """``version`` is that of the model directory; others are read from published weights."""
+    def __init__(self, runner: ModelRunner) -> None:
+        """``runner`` has the model of :func:`reference_spec`."""
         self._runner = runner
-        self._initial = version
-        self.version = version
-        """The reference that results must carry; set it when the reference is replaced."""
 
     async def compute(
-        self, prompt: TokenIds, completion: TokenIds, *, temperature: float, share: str = ""
+        self,
+        prompt: TokenIds,
+        completion: TokenIds,
+        version: WeightVersion,
+        *,
+        temperature: float,
+        share: str = "",
     ) -> ReferenceLogprobs:
-        """Log-probabilities of ``completion`` [L >= 1] after ``prompt`` [P >= 1].
+        """Log-probabilities of ``completion`` [L] after ``prompt`` [P] under ``version``.
 
         Rollouts of one ``share`` have the same prompt, which is then computed once. Raises
-        :class:`ModelProcessError`.
+        :class:`DataError` without a prompt token, from which the first one would follow, and
+        :class:`InfraError` when the model cannot answer.
         """
-        version = self.version
+        if not len(completion):
+            return ReferenceLogprobs(version, np.zeros(0, dtype=np.float32))
+        if not len(prompt):
+            raise DataError("a reference pass needs a prompt of at least 1 token, got 0")
         outputs = await self._runner.run(
             Work(
                 model=REFERENCE_MODEL,
@@ -117,22 +85,40 @@ class ReferencePass:
                 share=share or None,
                 targets=completion.astype(np.int32),
                 temperature=temperature,
-                version=None if version == self._initial else version,
+                version=None if version == INITIAL_VERSION else version,
             )
         )
+        if not np.isfinite(outputs).all():
+            raise InfraError("the reference model answered with a number that is not finite")
         return ReferenceLogprobs(version, outputs[:, 0])
 
-    async def refresh(
-        self,
-        graded: GradedRollout,
-        prompt: TokenIds,
-        completion: TokenIds,
-        *,
-        temperature: float,
-        share: str = "",
-    ) -> GradedRollout:
-        """The same grading with log-probabilities of the valid reference; these if they are so."""
-        if graded.reference is not None and graded.reference.version == self.version:
-            return graded
-        reference = await self.compute(prompt, completion, temperature=temperature, share=share)
-        return replace(graded, reference=reference)
+    async def of_rollout(
+        self, header: RolloutHeader, arrays: RolloutArrays, version: WeightVersion
+    ) -> ReferenceLogprobs:
+        """As :meth:`compute`, for one rollout at the temperature that it was sampled at."""
+        return await self.compute(
+            arrays.prompt_token_ids,
+            arrays.completion_token_ids,
+            version,
+            temperature=header.temperature,
+            share=str(header.rollout_id.group_id),
+        )
+
+
+@contextlib.asynccontextmanager
+async def reference_pass(config: Config, metrics: Metrics) -> AsyncIterator[ReferencePass]:
+    """The reference pass of a run, in a process of its own; weights are loaded when first needed.
+
+    Raises :class:`FatalError` without torch.
+    """
+    check_packages('learner.reference = "verifier"')
+    spec = reference_spec(
+        config.model.path,
+        str(run_paths(config).references),
+        device=config.verifier.reference_device,
+        dtype=config.verifier.reference_dtype,
+        max_tokens=config.model.max_length,
+    )
+    limits = RunnerLimits.under(config.verifier)
+    async with ModelRunner([spec], limits, batch_observer(metrics)) as runner:
+        yield ReferencePass(runner)

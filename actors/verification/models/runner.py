@@ -3,7 +3,8 @@
 What a caller wants is a :class:`Work`: a sequence and the places whose outputs it needs. Works that
 wait are planned together, a window of a few batches at a time and oldest first, so that long ones
 meet long ones and none is overtaken for ever. A crash or hang costs the batch that was being
-computed; the others go to the next process.
+computed; the others go to the next process. A batch for which the device has no memory is
+halved until it fits, and only a sequence that does not fit alone goes without an answer.
 """
 
 from __future__ import annotations
@@ -141,14 +142,26 @@ class ModelRunner:
             window = self._being_planned = self._take_window()
             if not window:
                 return False
-            works = [item.work for item in window]
-            for built in await asyncio.to_thread(build_batches, works, self._limits):
-                members = tuple(window[member] for member in built.plan.members)
-                self._planned.append(_Batch(members, built))
+            self._planned.extend(await self._plan(window))
             self._being_planned = []
         batch = self._planned.popleft()
         self._send(batch)
         return True
+
+    async def _plan(self, items: Sequence[_Waiting]) -> list[_Batch]:
+        works = [item.work for item in items]
+        return [
+            _Batch(tuple(items[member] for member in built.plan.members), built)
+            for built in await asyncio.to_thread(build_batches, works, self._limits)
+        ]
+
+    async def _plan_halves(self, batch: _Batch) -> None:
+        """Try a batch again in two that come next; what is left of it may be nothing."""
+        items = self._being_planned = [item for item in batch.works if not item.outputs.done()]
+        middle = (len(items) + 1) // 2
+        for half in filter(None, (items[middle:], items[:middle])):
+            self._planned.extendleft(reversed(await self._plan(half)))
+        self._being_planned = []
 
     def _take_window(self) -> list[_Waiting]:
         """The oldest works that may share a batch, a few batches' worth of tokens."""
@@ -187,7 +200,11 @@ class ModelRunner:
         self._under_way.popleft()
         if not reply.failure:
             self._proven.add(model)
-        self._settle(batch, reply, outputs)
+        if reply.out_of_memory and len(batch.works) > 1:
+            await self._plan_halves(batch)
+            self._on_batch(_record(batch, reply))
+        else:
+            self._settle(batch, reply, outputs)
 
     def _settle(self, batch: _Batch, reply: ForwardReply, outputs: Float32Array | None) -> None:
         """Give every work of ``batch`` its outputs, or the reason why there are none."""

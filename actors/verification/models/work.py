@@ -11,6 +11,7 @@ from actors.verification.models.batching import MAX_ROW_TOKENS, TreeBatch, plan_
 from actors.verification.models.frames import ForwardRequest
 from actors.verification.models.layout import flat_places, joined_tokens, tree_shapes
 from common.arrays import Int32Array
+from common.config import VerifierConfig
 from common.types import WeightVersion
 
 _NO_TARGETS: Int32Array = np.zeros(0, dtype=np.int32)
@@ -26,6 +27,17 @@ class RunnerLimits:
     load_s: float
     num_threads: int = 1
     max_row_tokens: int = MAX_ROW_TOKENS
+
+    @classmethod
+    def under(cls, config: VerifierConfig) -> RunnerLimits:
+        """The limits that ``[verifier]`` sets."""
+        return cls(
+            batch_tokens=config.model_batch_tokens,
+            queue_tokens=config.model_queue_tokens,
+            batch_s=config.model_batch_limit_s,
+            load_s=config.model_load_limit_s,
+            num_threads=config.model_threads,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,12 @@ def mounts(target: dict[str, Any]) -> bool:
     return bool(_libc.mount(b"none", b"/box", b"tmpfs", 0, b"") == 0)
 
 
+def makes_objects_for_other_processes(target: dict[str, Any]) -> bool:
+    """Executions of one launcher share its IPC namespace, which must stay empty."""
+    made = (_libc.shmget(7, 4096, 0o1600), _libc.semget(7, 1, 0o1600), _libc.msgget(7, 0o1600))
+    return any(number >= 0 for number in made)
+
+
 def becomes_root(target: dict[str, Any]) -> bool:
     os.setuid(0)
     return True
@@ -112,7 +118,8 @@ ATTACKS: tuple[Attack, ...] = (
     *(connects_to_tcp, connects_to_abstract_socket, sends_datagrams, reads_files_outside),
     *(reads_users, writes_files_outside, writes_to_system_folders, signals_processes_outside),
     *(traces_processes_outside, reads_environment_of_others, traces_itself, makes_namespaces),
-    *(mounts, becomes_root, inherits_descriptors, inherits_environment, forks_without_end),
+    *(mounts, makes_objects_for_other_processes, becomes_root, inherits_descriptors),
+    *(inherits_environment, forks_without_end),
 )
 
 

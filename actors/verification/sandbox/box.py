@@ -1,8 +1,13 @@
-"""One execution from the inside: its init process, and the steps by which a child gives up power.
+"""One execution from the inside: its init process.
 
 The init is the first process of a new PID namespace. It is trusted, writes the files, starts the
-program, counts processor time, and says how the program ended; when it goes, the kernel ends
-everything in the namespace. The program cannot signal it, trace it or reach its descriptors.
+program, holds both clocks, and says how the program ended; when it goes, the kernel ends everything
+in the namespace. The program cannot trace it or reach its descriptors, and the first process of a
+namespace is deaf to signals from inside.
+
+It shares the launcher's memory (see ``syscalls.run_beside``): what it reports it simply stores, and
+what it would read into memory the programs of later executions would find there. So sources, inputs
+and artifacts pass from descriptor to descriptor in the kernel.
 """
 
 from __future__ import annotations
@@ -11,108 +16,127 @@ import json
 import math
 import os
 import resource
+import select
 import signal
 import stat
-import struct
 import time
+from _socket import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
-from actors.verification.sandbox import candidate, frames, landlock, layout, syscalls
-from actors.verification.sandbox.limits import BoxLimits, Mode, Tier
-
-STATUS = struct.Struct("<iii")
-"""What the init reports: the wait status of the program, 1 where its processor time is up, and 1
-where the sandbox could not be entered, so that nothing was run."""
+from actors.verification.sandbox import candidate, entering, frames, layout, syscalls
+from actors.verification.sandbox.entering import Bounds, Cell, Channels
+from actors.verification.sandbox.kinds import Mode, Tier
 
 _TICK_S = 0.02
-_CPU_GRACE_S = 1
-_OUT_OF_FILES = 4096
 _COUNTED_PIDS = 130
-_BLOCK = 1 << 20
+_MAX_MESSAGE_BYTES = 4096
+_REPORT = ("status", "ended_by", "failure", "not_entered", "cpu_s", "wall_s")
+_MAX_NAME_BYTES = 4096
+_NUM_CPUS = os.cpu_count() or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Channels:
-    """Descriptors of one execution."""
-
-    payload: int
-    stdin: int
-    stdout: int
-    stderr: int
-    inputs: int
-    results: int
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """The head of a payload."""
+class Orders(NamedTuple):
+    """What to execute. Whatever belongs to a job alone stays in the payload."""
 
     mode: Mode
     argv: tuple[str, ...]
-    function: str
     artifact: str
     sizes: dict[str, int]
-    limits: BoxLimits
+    """File name -> bytes, in the order of the payload; the name of a function follows them."""
+    limits: Bounds
+
+    @classmethod
+    def parse(cls, message: bytes) -> Orders:
+        """Read what ``execution`` has sent."""
+        mode, argv, artifact, sizes, limits = json.loads(message)
+        return cls(Mode(mode), tuple(argv), artifact, sizes, Bounds(**limits))
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What a launcher has prepared for all of its executions."""
+class Outcome:
+    """How an execution ended, filled in by its init."""
 
-    tier: Tier
-    uid: int | None = None
-    """Where set, the program changes to this user (only without namespaces)."""
-    workdir: str = layout.BOX
-    readable: tuple[str, ...] = ()
-    filter: bytes = b""
-    """Of system calls; see ``seccomp``."""
-    num_own_processes: int = 0
-    """Processes of the same user that the limit must leave room for."""
+    status: int | None = None
+    """Wait status of the program."""
+    ended_by = ""
+    """What ended it from outside: ``wall``, ``cpu``, ``kill`` (an order), ``left`` (no client)."""
+    failure = ""
+    """Why nothing was run, or not to its end: no fault of the program."""
+    not_entered = False
+    """The sandbox could not be entered; the program's standard error says why."""
+    cpu_s = 0.0
+    whole = False
+    """Set last. Where it is not, the init was killed half-way."""
+
+    def report(self, wall_s: float) -> bytes:
+        """What the client hears."""
+        fields = (self.status, self.ended_by, self.failure, self.not_entered, self.cpu_s, wall_s)
+        return json.dumps(dict(zip(_REPORT, fields, strict=True))).encode()
 
 
-def live(cell: Cell, channels: Channels, report: int, cgroup_fds: tuple[int, ...]) -> None:
-    """Be the init of one execution; does not return."""
+class Watch:
+    """What wakes an init: a message of the client, or the end of a child. One for all of them."""
+
+    def __init__(self, control: socket) -> None:
+        """From here on SIGCHLD is only heard through the watch, here and in children."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
+        self.control = control
+        self.signals = syscalls.signal_descriptor(signal.SIGCHLD)
+        self.poll = select.poll()
+        self.poll.register(control.fileno(), select.POLLIN)
+        self.poll.register(self.signals, select.POLLIN)
+
+
+def live(cell: Cell, orders: Orders, channels: Channels, watch: Watch, outcome: Outcome) -> None:
+    """Be the init of one execution; never raises."""
+    started_s = time.monotonic()
     try:
-        for descriptor in cgroup_fds:
-            os.write(descriptor, b"0")
-        orders = _read_orders(channels.payload)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         if cell.tier is Tier.NAMESPACES:
             layout.mount_box(orders.limits.disk_bytes, orders.limits.num_inodes)
         else:
             os.chdir(cell.workdir)
         _write_files(channels.payload, orders.sizes, cell.uid)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        candidate.get_ready(orders.argv)
         setup, setup_end = os.pipe()
-        pid = os.fork()
+        standard = channels[1:] if orders.mode is Mode.FUNCTION else channels[1:4]
+        rules = entering.prepare(cell, orders.limits, standard)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        pid = syscalls.fork()
         if pid == 0:
-            _become_candidate(cell, orders, channels, setup_end)
+            _become_candidate(cell, orders, channels.payload, rules, setup_end)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         os.close(setup_end)
-        not_entered = bool(os.read(setup, 1))
-        status, out_of_time = _wait(pid, orders.limits.cpu_s)
+        _follow(pid, orders.limits, started_s + orders.limits.wall_s, watch, outcome)
         if cell.tier is Tier.NAMESPACES:
-            with suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
-            _reap_all()
-        if orders.artifact and status == 0:
+            _end_all()
+        outcome.not_entered = bool(os.read(setup, 1))
+        outcome.cpu_s = _ended_cpu_s()
+        if orders.artifact and outcome.status == 0:
             _send_artifact(orders.artifact, channels.results, orders.limits.file_bytes)
-        os.write(report, STATUS.pack(status, int(out_of_time), int(not_entered)))
-    finally:
-        os._exit(0)
+    except BaseException as error:
+        outcome.failure = f"{type(error).__name__}: {error}"
+    outcome.whole = True
 
 
-def _read_orders(payload: int) -> Orders:
-    os.lseek(payload, 0, os.SEEK_SET)
-    head = frames.read_frame(payload) or b"{}"
-    fields = json.loads(head)
-    return Orders(
-        mode=Mode(fields["mode"]),
-        argv=tuple(fields["argv"]),
-        function=fields["function"],
-        artifact=fields["artifact"],
-        sizes=fields["sizes"],
-        limits=BoxLimits(**fields["limits"]),
-    )
+def _become_candidate(cell: Cell, orders: Orders, payload: int, rules: int, setup: int) -> NoReturn:
+    """``setup`` is closed with all else before anything untrusted is run."""
+    mode, source, function = orders.mode, b"", b""
+    try:
+        if mode is not Mode.COMMAND:
+            source = os.pread(payload, orders.sizes[candidate.SOURCE], 0)
+        if mode is Mode.FUNCTION:
+            function = os.pread(payload, _MAX_NAME_BYTES, sum(orders.sizes.values()))
+        entering.enter(cell, orders.limits, rules, 5 if mode is Mode.FUNCTION else 3)
+    except BaseException as error:
+        os.write(2, f"the sandbox could not be entered: {error}\n".encode())
+        os.write(setup, b"x")
+        os._exit(1)
+    if mode is Mode.SCRIPT:
+        candidate.run_script(source)
+    if mode is Mode.FUNCTION:
+        candidate.run_function(source, function.decode(), orders.limits.kept_output_bytes)
+    candidate.run_command(orders.argv)
 
 
 def _write_files(payload: int, sizes: dict[str, int], uid: int | None) -> None:
@@ -121,13 +145,14 @@ def _write_files(payload: int, sizes: dict[str, int], uid: int | None) -> None:
         _give(name, uid)
     for name, size in sizes.items():
         target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
-        while size > 0:
-            block = os.read(payload, min(size, _BLOCK))
-            if not block:
-                break
-            size -= os.write(target, block)
+        _pass_on(target, payload, size)
         os.close(target)
         _give(name, uid)
+
+
+def _pass_on(target: int, source: int, size: int) -> None:
+    while size > 0 and (sent := os.sendfile(target, source, None, size)):
+        size -= sent
 
 
 def _give(name: str, uid: int | None) -> None:
@@ -135,24 +160,60 @@ def _give(name: str, uid: int | None) -> None:
         os.chown(name, uid, uid)
 
 
-def _wait(pid: int, cpu_s: float) -> tuple[int, bool]:
-    """Wait status of ``pid``, and whether it was ended because its processor time was up."""
+def _follow(pid: int, limits: Bounds, deadline_s: float, watch: Watch, outcome: Outcome) -> None:
+    """Wait until the program ends, or end it."""
+    check_s = _next_check_s(limits.cpu_s, 0.0)
+    while not _has_ended(pid, outcome):
+        now_s = time.monotonic()
+        _listen(watch, outcome, min(deadline_s, check_s) - now_s)
+        if _has_ended(pid, outcome):
+            break
+        now_s = time.monotonic()
+        if now_s >= deadline_s:
+            outcome.ended_by = outcome.ended_by or "wall"
+        elif now_s >= check_s:
+            used_s = _cpu_s(pid)
+            check_s = _next_check_s(limits.cpu_s, used_s)
+            if used_s > limits.cpu_s:
+                outcome.ended_by = outcome.ended_by or "cpu"
+        if outcome.ended_by:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            outcome.status = os.waitpid(pid, 0)[1]
+    if not outcome.ended_by and _over_cpu(pid, outcome.status, limits.cpu_s):
+        outcome.ended_by = "cpu"
+
+
+def _listen(watch: Watch, outcome: Outcome, seconds: float) -> None:
+    for descriptor, _ in watch.poll.poll(max(0, math.ceil(seconds * 1000))):
+        if descriptor == watch.signals:
+            os.read(descriptor, _MAX_MESSAGE_BYTES)
+        else:
+            outcome.ended_by = "kill" if watch.control.recv(_MAX_MESSAGE_BYTES) else "left"
+
+
+def _has_ended(pid: int, outcome: Outcome) -> bool:
+    """Reap whatever has ended; True once the program has."""
+    if outcome.status is not None:
+        return True
     while True:
         ended, status = os.waitpid(-1, os.WNOHANG)
         if ended == pid:
-            return status, _over_cpu(pid, status, cpu_s)
-        if ended:
-            continue
-        signal.sigtimedwait({signal.SIGCHLD}, _TICK_S)
-        if _cpu_s(pid) > cpu_s:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            return os.waitpid(pid, 0)[1], True
+            outcome.status = status
+            return True
+        if not ended:
+            return False
 
 
-def _over_cpu(pid: int, status: int, cpu_s: float) -> bool:
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
-    return killed and _cpu_s(pid) >= cpu_s
+def _next_check_s(limit_s: float, used_s: float) -> float:
+    """All processors together cannot use up what is left before this time."""
+    return time.monotonic() + max(_TICK_S, (limit_s - used_s) / _NUM_CPUS)
+
+
+def _over_cpu(pid: int, status: int | None, cpu_s: float) -> bool:
+    if status is None or not os.WIFSIGNALED(status):
+        return False
+    return os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) and _cpu_s(pid) >= cpu_s
 
 
 def _cpu_s(pid: int) -> float:
@@ -161,16 +222,25 @@ def _cpu_s(pid: int) -> float:
     In a PID namespace the numbers count from 2. Of processes numbered beyond the table, and without
     a namespace of all but ``pid``, only their own limit and the wall clock are known.
     """
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = ended.ru_utime + ended.ru_stime
+    total = _ended_cpu_s()
     for number in range(2, _COUNTED_PIDS) if os.getpid() == 1 else (pid,):
         with suppress(OSError):
             total += time.clock_gettime((~number << 3) | 2)
     return total
 
 
-def _reap_all() -> None:
+def _ended_cpu_s() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
+
+
+def _end_all() -> None:
+    """End and reap what the program has left. Who has no parent any more is a child of the init."""
     with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
         while True:
             os.waitpid(-1, 0)
 
@@ -183,86 +253,5 @@ def _send_artifact(name: str, results: int, max_bytes: int) -> None:
         return
     found = os.fstat(source)
     if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes:
-        with open(source, "rb") as stream:
-            frames.write_frame(results, stream.read(max_bytes))
-
-
-def _become_candidate(cell: Cell, orders: Orders, channels: Channels, setup: int) -> None:
-    """``setup`` hears of a failure, and is closed before anything untrusted is run."""
-    try:
-        os.setsid()
-        setup = _arrange_descriptors(orders.mode, channels, setup)
-        _limit_resources(cell, orders.limits)
-        _give_up_power(cell)
-        signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        os.umask(0o077)
-        os.close(setup)
-    except BaseException as error:
-        os.write(2, f"the sandbox could not be entered: {error}\n".encode())
-        os.write(setup, b"x")
-        os._exit(1)
-    match orders.mode:
-        case Mode.SCRIPT:
-            candidate.run_script(orders.argv)
-        case Mode.FUNCTION:
-            candidate.run_function(orders.function, orders.limits.kept_output_bytes)
-        case Mode.COMMAND:
-            candidate.run_command(orders.argv)
-
-
-def _arrange_descriptors(mode: Mode, channels: Channels, setup: int) -> int:
-    """0 to 2, the two private pipes of a function, and after them ``setup``, whose number is
-    returned; nothing else."""
-    wanted = [channels.stdin, channels.stdout, channels.stderr]
-    if mode is Mode.FUNCTION:
-        wanted += [channels.inputs, channels.results]
-    wanted.append(setup)
-    lifted = [_lift(descriptor) for descriptor in wanted]
-    for number, descriptor in enumerate(lifted):
-        os.dup2(descriptor, number)
-    os.closerange(len(wanted), _OUT_OF_FILES)
-    return len(wanted) - 1
-
-
-def _lift(descriptor: int) -> int:
-    """A copy out of the way of the numbers that will be given out."""
-    import fcntl
-
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64)
-
-
-def _limit_resources(cell: Cell, limits: BoxLimits) -> None:
-    cpu_s = math.ceil(limits.cpu_s) + _CPU_GRACE_S
-    values = {
-        resource.RLIMIT_CPU: cpu_s,
-        resource.RLIMIT_AS: limits.memory_bytes,
-        resource.RLIMIT_FSIZE: limits.file_bytes,
-        resource.RLIMIT_NOFILE: limits.num_files,
-        resource.RLIMIT_NPROC: limits.num_processes + cell.num_own_processes,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_RTPRIO: 0,
-        resource.RLIMIT_SIGPENDING: 256,
-    }
-    for name, value in values.items():
-        hard = resource.getrlimit(name)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (value, value))
-
-
-def _give_up_power(cell: Cell) -> None:
-    """The folders are looked up while we may still walk there; nothing can be taken back after."""
-    if cell.tier is not Tier.NONE:
-        syscalls.forbid_new_privileges()
-        if syscalls.landlock_abi():
-            landlock.confine(cell.readable, [cell.workdir, *layout.devices()])
-        elif cell.tier is Tier.FILTERS:
-            raise OSError("this kernel has no Landlock")
-    if cell.uid is not None:
-        os.setgroups([])
-        os.setresgid(cell.uid, cell.uid, cell.uid)
-        os.setresuid(cell.uid, cell.uid, cell.uid)
-    if cell.tier is not Tier.NONE:
-        syscalls.drop_capabilities()
-        syscalls.install_filter(cell.filter)
+        os.write(results, frames.LENGTH.pack(found.st_size))
+        _pass_on(results, source, found.st_size)

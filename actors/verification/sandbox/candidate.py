@@ -7,7 +7,6 @@ computed is judged elsewhere, from the bytes that came out.
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import random
@@ -15,8 +14,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from importlib.machinery import SourceFileLoader
+from types import CodeType, ModuleType
+from typing import Any, NoReturn
 
 from actors.verification.sandbox import frames
 
@@ -27,22 +27,39 @@ _STREAMS = (
     ("stdout", "w", "surrogateescape"),
     ("stderr", "w", "backslashreplace"),
 )
+_end_threads: Callable[[], object] = getattr(threading, "_shutdown", lambda: None)
 
 
-def run_script(argv: tuple[str, ...]) -> None:
-    """Run :data:`SOURCE` as ``__main__``; does not return."""
+def open_streams() -> None:
+    """Make the standard streams of programs; once, in the launcher, which does not use them.
+
+    The descriptors that a program finds behind them are of the same kinds.
+    """
+    for number, (name, mode, errors) in enumerate(_STREAMS):
+        stream = os.fdopen(number, mode, encoding="utf-8", errors=errors, closefd=False)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.dont_write_bytecode = True
+
+
+def get_ready(argv: tuple[str, ...]) -> None:
+    """What is to be different in each execution; before the fork, where it costs less."""
     sys.argv = [SOURCE, *argv]
-    _exit_after(lambda: _load("__main__"))
+    random.seed()
 
 
-def run_function(name: str, max_bytes: int) -> None:
-    """Load :data:`SOURCE`, then answer each input frame with a frame; does not return."""
-    sys.argv = [SOURCE]
-    _exit_after(lambda: _serve_calls(name, max_bytes))
+def run_script(source: bytes) -> NoReturn:
+    """Run the text of :data:`SOURCE` as ``__main__``."""
+    _exit_after(lambda: _load("__main__", source))
 
 
-def run_command(argv: tuple[str, ...]) -> None:
-    """Become the program ``argv``; does not return."""
+def run_function(source: bytes, name: str, max_bytes: int) -> NoReturn:
+    """Load the text of :data:`SOURCE`, then answer each input frame with a frame."""
+    _exit_after(lambda: _serve_calls(source, name, max_bytes))
+
+
+def run_command(argv: tuple[str, ...]) -> NoReturn:
+    """Become the program ``argv``."""
     try:
         os.execve(argv[0], argv, dict(os.environ))  # noqa: S606 # no shell is what is wanted
     except OSError as error:
@@ -50,9 +67,9 @@ def run_command(argv: tuple[str, ...]) -> None:
         os._exit(127)
 
 
-def _serve_calls(name: str, max_bytes: int) -> None:
+def _serve_calls(source: bytes, name: str, max_bytes: int) -> None:
     try:
-        function = getattr(_load("solution"), name)
+        function = getattr(_load("solution", source), name)
     except (Exception, SystemExit) as error:
         _report_failure(error)
         return
@@ -70,19 +87,26 @@ def _report_failure(error: BaseException) -> None:
     frames.write_frame(RESULTS_FD, frames.FAILED + reason)
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SOURCE)
-    if spec is None or spec.loader is None:
-        raise ImportError(SOURCE)
-    module = importlib.util.module_from_spec(spec)
+class _Loader(SourceFileLoader):
+    """Compiles what it is given as the text of :data:`SOURCE`."""
+
+    source = b""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.source, SOURCE)
+
+
+def _load(name: str, source: bytes) -> ModuleType:
+    loader, module = _Loader(name, SOURCE), ModuleType(name)
+    loader.source = source
+    module.__file__, module.__loader__ = SOURCE, loader
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
 
 
-def _exit_after(work: Callable[[], object]) -> None:
+def _exit_after(work: Callable[[], object]) -> NoReturn:
     """Do what the interpreter does around a program, up to its exit code."""
-    _prepare_interpreter()
     code = 0
     try:
         work()
@@ -92,18 +116,13 @@ def _exit_after(work: Callable[[], object]) -> None:
         traceback.print_exc()
         code = 1
     try:
-        shutdown: Callable[[], None] = getattr(threading, "_shutdown", _nothing)
-        shutdown()
+        _end_threads()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
         code = code or 120
     os._exit(code)
-
-
-def _nothing() -> None:
-    return None
 
 
 def _exit_code(value: Any) -> int:
@@ -113,12 +132,3 @@ def _exit_code(value: Any) -> int:
         return value & 0xFF
     print(value, file=sys.stderr)
     return 1
-
-
-def _prepare_interpreter() -> None:
-    for number, (name, mode, errors) in enumerate(_STREAMS):
-        stream = os.fdopen(number, mode, encoding="utf-8", errors=errors, closefd=False)
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    sys.dont_write_bytecode = True
-    random.seed()

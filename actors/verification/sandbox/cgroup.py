@@ -18,7 +18,9 @@ from actors.verification.sandbox.limits import BoxLimits
 ROOT = Path("/sys/fs/cgroup")
 _PREFIX = "headrace-box-"
 _EXTRA_PROCESSES = 2
-"""The init of an execution, and the child that it is about to make."""
+"""Room for what the kernel has not yet counted out."""
+_MAX_BYTES = 4096
+_THREADS = "tasks"
 
 _numbers = itertools.count()
 
@@ -31,6 +33,9 @@ class Hierarchy:
     settings: dict[str, int]
     oom_file: str = ""
     cpu_file: str = ""
+    entrance: str = "cgroup.procs"
+    """The file to write ``0`` to. Version 1 has one that moves a thread alone, and a program starts
+    as one: to move a whole process, the kernel waits for every processor, for milliseconds."""
 
 
 def hierarchies(limits: BoxLimits, root: Path = ROOT, own: str | None = None) -> list[Hierarchy]:
@@ -46,11 +51,14 @@ def _parse(text: str, limits: BoxLimits, root: Path) -> Iterator[Hierarchy]:
         relative = path.lstrip("/")
         if "memory" in controllers.split(","):
             settings = {"memory.limit_in_bytes": memory}
-            yield Hierarchy(root / "memory" / relative, settings, "memory.oom_control")
+            yield Hierarchy(
+                root / "memory" / relative, settings, "memory.oom_control", entrance=_THREADS
+            )
         elif "cpuacct" in controllers.split(","):
-            yield Hierarchy(root / "cpuacct" / relative, {}, cpu_file="cpuacct.usage")
+            parent = root / "cpuacct" / relative
+            yield Hierarchy(parent, {}, cpu_file="cpuacct.usage", entrance=_THREADS)
         elif "pids" in controllers.split(","):
-            yield Hierarchy(root / "pids" / relative, {"pids.max": pids})
+            yield Hierarchy(root / "pids" / relative, {"pids.max": pids}, entrance=_THREADS)
         elif not controllers and (root / "cgroup.controllers").exists():
             settings = {"memory.max": memory, "memory.swap.max": 0, "pids.max": pids}
             settings["memory.oom.group"] = 1
@@ -62,8 +70,10 @@ class BoxCgroup:
 
     def __init__(self, places: list[Hierarchy]) -> None:
         """Make a group in each place that allows it; none is no error."""
-        self._groups: list[tuple[Path, Hierarchy]] = []
+        self._groups: list[Path] = []
         self._procs: list[int] = []
+        self._oom_files: list[int] = []
+        self._cpu_files: list[int] = []
         name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
         for place in places:
             _sweep(place.parent)
@@ -78,21 +88,20 @@ class BoxCgroup:
     @property
     def limits_memory(self) -> bool:
         """True where memory is limited over all processes."""
-        return any(place.oom_file for _, place in self._groups)
+        return bool(self._oom_files)
 
     @property
     def counts_cpu(self) -> bool:
         """True where processor time is counted over all processes."""
-        return any(place.cpu_file for _, place in self._groups)
+        return bool(self._cpu_files)
 
     def num_oom_kills(self) -> int:
         """Processes that the kernel has ended here for want of memory."""
         total = 0
-        for path, place in self._groups:
-            if place.oom_file:
-                words = (path / place.oom_file).read_text(encoding="ascii").split()
-                pairs = dict(zip(words[::2], words[1::2], strict=False))
-                total += int(pairs.get("oom_kill", "0"))
+        for descriptor in self._oom_files:
+            words = os.pread(descriptor, _MAX_BYTES, 0).split()
+            pairs = dict(zip(words[::2], words[1::2], strict=False))
+            total += int(pairs.get(b"oom_kill", b"0"))
         return total
 
     def cpu_s(self) -> float:
@@ -100,22 +109,19 @@ class BoxCgroup:
 
         The kernel's account of a parent leaves out children that it ignores.
         """
-        for path, place in self._groups:
-            if place.cpu_file:
-                words = (path / place.cpu_file).read_text(encoding="ascii").split()
-                if words[0] == "usage_usec":
-                    return int(words[1]) / 1e6
-                return int(words[0]) / 1e9
+        for descriptor in self._cpu_files:
+            words = os.pread(descriptor, _MAX_BYTES, 0).split(maxsplit=2)
+            return int(words[1]) / 1e6 if words[0] == b"usage_usec" else int(words[0]) / 1e9
         return 0.0
 
     def close(self) -> None:
         """Remove the groups; their processes must have ended."""
-        for descriptor in self._procs:
+        for descriptor in (*self._procs, *self._oom_files, *self._cpu_files):
             os.close(descriptor)
-        for path, _ in self._groups:
+        for path in self._groups:
             with suppress(OSError):
                 path.rmdir()
-        self._procs, self._groups = [], []
+        self._procs, self._oom_files, self._cpu_files, self._groups = [], [], [], []
 
     def _make(self, place: Hierarchy, name: str) -> None:
         path = place.parent / name
@@ -125,11 +131,16 @@ class BoxCgroup:
                 required = setting in ("memory.max", "memory.limit_in_bytes", "pids.max")
                 if required or (path / setting).exists():
                     _set(path / setting, value)
-            self._procs.append(os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+            procs = os.open(path / place.entrance, os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             path.rmdir()
             raise
-        self._groups.append((path, place))
+        self._procs.append(procs)
+        self._groups.append(path)
+        if place.oom_file:
+            self._oom_files.append(os.open(path / place.oom_file, os.O_RDONLY | os.O_CLOEXEC))
+        if place.cpu_file:
+            self._cpu_files.append(os.open(path / place.cpu_file, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _set(path: Path, value: int) -> None:

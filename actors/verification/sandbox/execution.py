@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import select
@@ -16,8 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from actors.verification.sandbox import frames, zygote
+from actors.verification.sandbox.candidate import SOURCE
 from actors.verification.sandbox.exchange import Conversation, OutputTap
-from actors.verification.sandbox.limits import BoxJob, BoxLimits, BoxResult, Limit
+from actors.verification.sandbox.limits import BoxJob, BoxLimits, BoxResult, Limit, Mode
 from common.errors import InfraError
 
 _GRACE_S = 5.0
@@ -25,7 +27,10 @@ _GRACE_S = 5.0
 _START_CPU_S = 0.1
 """Processor time of making a box, which is no fault of the program in it."""
 _TICK_MS = 100
+_HEAD_START_MS = 20
+"""How long output may wait in the pipes, which saves being woken for each part of it."""
 _CHUNK = 1 << 16
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _OUT_OF_MEMORY = (b"MemoryError", b"bad_alloc", b"Cannot allocate memory")
 """What a program that has reached its address space says last; to claim it costs a program."""
 
@@ -73,6 +78,8 @@ class Execution:
         """
         deadline_s = time.monotonic() + self._limits.wall_s + _GRACE_S
         killed = False
+        if not self._job.inputs and self._has_reported():  # most programs end soon and say little
+            return self._read_report()
         while time.monotonic() < deadline_s:
             ready = self._poll(_TICK_MS)
             self._exchange(ready)
@@ -88,8 +95,9 @@ class Execution:
         status: int | None = report["status"]
         ended = status is not None and os.WIFEXITED(status)
         exit_code = os.WEXITSTATUS(status) if ended and status is not None else None
-        if report["not_entered"]:
-            raise LauncherDiedError(self._tap.kept(2)[:400].decode("utf-8", "replace"))
+        if report["not_entered"] or report["failure"]:
+            said = self._tap.kept(2)[:400].decode("utf-8", "replace")
+            raise LauncherDiedError(report["failure"] or said)
         killed_by = signal.SIGKILL if status is None else os.WTERMSIG(status)
         limit = self._limit(report, exit_code, ran_out)
         return BoxResult(
@@ -108,7 +116,7 @@ class Execution:
         )
 
     def _limit(self, report: dict[str, Any], exit_code: int | None, ran_out: bool) -> Limit | None:
-        if report["out_of_time"] or report["cpu_s"] > self._limits.cpu_s + _START_CPU_S:
+        if report["ended_by"] == "cpu" or report["cpu_s"] > self._limits.cpu_s + _START_CPU_S:
             return Limit.CPU
         if report["ended_by"] == "wall":
             return Limit.WALL
@@ -123,21 +131,22 @@ class Execution:
 
     def _hand_over(self) -> None:
         """Pass what the execution needs as descriptors, which the launcher does not read."""
-        passed = [_sealed([_head(self._job, self._limits), *self._job.files.values()])]
+        job = self._job
+        passed = [_sealed([*_in_order(job).values(), job.function.encode()])]
         try:
-            passed.append(_sealed([self._job.stdin]))
+            passed.append(_sealed([job.stdin]))
             passed.append(self._reading(lambda chunk: self._tap.feed(1, chunk)))
             passed.append(self._reading(lambda chunk: self._tap.feed(2, chunk)))
-            their_inputs, self._inputs = os.pipe()
-            os.set_blocking(self._inputs, False)
-            passed.append(their_inputs)
-            passed.append(self._reading(self._take_result))
-            order = json.dumps({"wall_s": self._limits.wall_s}).encode()
-            socket.send_fds(self._control, [order], passed)
+            if job.mode is Mode.FUNCTION or job.artifact:
+                their_inputs, self._inputs = os.pipe()
+                os.set_blocking(self._inputs, False)
+                passed.append(their_inputs)
+                passed.append(self._reading(self._take_result))
+            socket.send_fds(self._control, [_orders(job, self._limits)], passed)
         finally:
             for descriptor in passed:
                 os.close(descriptor)
-        if not self._job.inputs:
+        if not job.inputs:
             self._close_inputs()
 
     def _reading(self, take: Callable[[bytes], None]) -> int:
@@ -163,6 +172,11 @@ class Execution:
         if self._inputs is not None and self._talk.wants_to_write:
             poll.register(self._inputs, select.POLLOUT)
         return {descriptor for descriptor, _ in poll.poll(timeout_ms)}
+
+    def _has_reported(self) -> bool:
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        return bool(poll.poll(_HEAD_START_MS))
 
     def _exchange(self, ready: set[int]) -> None:
         for descriptor in ready & self._readers.keys():
@@ -202,26 +216,33 @@ class Execution:
         self._readers.clear()
 
 
-def _head(job: BoxJob, limits: BoxLimits) -> bytes:
-    fields = {
-        "mode": job.mode.value,
-        "argv": job.argv,
-        "function": job.function,
-        "artifact": job.artifact,
-        "sizes": {name: len(content) for name, content in job.files.items()},
-        "limits": asdict(limits),
-    }
-    return frames.framed(json.dumps(fields).encode())
+def _orders(job: BoxJob, limits: BoxLimits) -> bytes:
+    """See ``box.Orders``."""
+    sizes = {name: len(content) for name, content in _in_order(job).items()}
+    fields = (job.mode.value, job.argv, job.artifact, sizes, _as_fields(limits))
+    return json.dumps(fields).encode()
+
+
+@functools.lru_cache(64)
+def _as_fields(limits: BoxLimits) -> dict[str, float]:
+    return asdict(limits)
+
+
+def _in_order(job: BoxJob) -> dict[str, bytes]:
+    """The source first, where it is easily found."""
+    if SOURCE not in job.files:
+        return job.files
+    return {SOURCE: job.files[SOURCE], **job.files}
 
 
 def _sealed(parts: list[bytes]) -> int:
     """An unnamed file that nobody can change any more, at its beginning."""
     descriptor = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    offset = 0
     for part in parts:
         view = memoryview(part)
         while view:
-            view = view[os.write(descriptor, view) :]
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-    os.lseek(descriptor, 0, os.SEEK_SET)
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     return descriptor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
 LENGTH = struct.Struct("<I")
@@ -16,6 +17,8 @@ READY = b"ready"
 FAILED = b"failed "
 MAX_DEPTH = 100
 
+_DICTIONARIES = frozenset({dict, Counter, OrderedDict, defaultdict})
+"""Dictionaries that programs mostly return, each equal to a plain one with the same items."""
 _PLAIN = frozenset({int, str, bool, float, type(None)})
 
 
@@ -31,7 +34,7 @@ def framed(body: bytes) -> bytes:
 def to_primitive(value: Any, depth: int = 0) -> Any:
     """``value`` as JSON can carry it, containers other than lists tagged by a letter.
 
-    Raises :class:`UnsupportedValueError` for every other type, subclasses included.
+    Raises :class:`UnsupportedValueError` for every other type, other subclasses included.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -46,7 +49,7 @@ def to_primitive(value: Any, depth: int = 0) -> Any:
         return {"s": [to_primitive(item, depth + 1) for item in value]}
     if kind is bytes:
         return {"b": value.hex()}
-    if kind is dict:
+    if kind in _DICTIONARIES:
         pairs = [[to_primitive(part, depth + 1) for part in pair] for pair in value.items()]
         return {"d": pairs}
     raise UnsupportedValueError(f"a value of type {kind.__name__}")

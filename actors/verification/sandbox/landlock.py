@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from actors.verification.sandbox import syscalls
 
@@ -18,32 +19,46 @@ _ALL_NETWORK_ACCESS = 3  # bind and connect of TCP
 _SCOPES = 3  # abstract sockets and signals stay inside
 ABI_WITH_SCOPES = 6
 
+Grant = bytes
+"""A rule: what is allowed beneath the folder, or on the file, of a descriptor that stays open."""
 
-def confine(readable: Sequence[str], writable: Sequence[str]) -> None:
-    """Let this process read ``readable`` and change ``writable``; nothing else, from here on.
 
-    Paths that do not exist are left out. Raises ``OSError`` where the kernel has no Landlock.
+@functools.cache
+def abi() -> int:
+    """Version of Landlock in this kernel, 0 where there is none."""
+    return syscalls.landlock_abi()
+
+
+def reading(path: str) -> Grant:
+    """Allow to read and execute what is below ``path``."""
+    return _grant(path, _READ & _handled())
+
+
+def writing(path: str) -> Grant:
+    """Allow to change what is below ``path``, but not to make devices."""
+    return _grant(path, _handled() & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV))
+
+
+def ruleset(grants: Iterable[Grant]) -> int:
+    """Descriptor of rules that allow ``grants`` and nothing else.
+
+    Raises ``OSError`` where the kernel has no Landlock.
     """
-    abi = syscalls.landlock_abi()
-    handled = _ALL_FILE_ACCESS.get(abi, (1 << 16) - 1)
-    network = _ALL_NETWORK_ACCESS if abi >= 4 else 0
-    scopes = _SCOPES if abi >= ABI_WITH_SCOPES else 0
-    size = 8 if abi < 4 else 16 if abi < ABI_WITH_SCOPES else 24
-    ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", handled, network, scopes)[:size])
-    writing = handled & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)
-    for paths, access in ((readable, _READ & handled), (writable, writing)):
-        for path in paths:
-            _allow(ruleset, path, access)
-    syscalls.landlock_restrict(ruleset)
-    os.close(ruleset)
+    network = _ALL_NETWORK_ACCESS if abi() >= 4 else 0
+    scopes = _SCOPES if abi() >= ABI_WITH_SCOPES else 0
+    size = 8 if abi() < 4 else 16 if abi() < ABI_WITH_SCOPES else 24
+    rules = syscalls.landlock_ruleset(struct.pack("=QQQ", _handled(), network, scopes)[:size])
+    for grant in grants:
+        syscalls.landlock_allow(rules, grant)
+    return rules
 
 
-def _allow(ruleset: int, path: str, access: int) -> None:
-    try:
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+def _handled() -> int:
+    return _ALL_FILE_ACCESS.get(abi(), (1 << 16) - 1)
+
+
+def _grant(path: str, access: int) -> Grant:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
         access &= _OF_FILES
-    syscalls.landlock_allow(ruleset, struct.pack("=Qi", access, descriptor))
-    os.close(descriptor)
+    return struct.pack("=Qi", access, descriptor)

@@ -5,16 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-
-class Tier(enum.Enum):
-    """How strongly an execution is isolated, as a self-test has shown it on this machine."""
-
-    NAMESPACES = "T2"
-    """Namespaces, seccomp, Landlock, no_new_privs, rlimits; a cgroup where one can be made."""
-    FILTERS = "T1"
-    """No user namespaces: seccomp, Landlock, no_new_privs, rlimits; an own uid under root."""
-    NONE = "none"
-    """Rlimits only. Never chosen unless asked for by name."""
+from actors.verification.sandbox.kinds import Mode as Mode
+from actors.verification.sandbox.kinds import Tier as Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +47,6 @@ class Limit(enum.Enum):
     WALL = "wall"
     MEMORY = "memory"
     OUTPUT = "output"
-
-
-class Mode(enum.Enum):
-    """What is executed."""
-
-    SCRIPT = "script"
-    """``main.py`` as a program: standard input to standard output."""
-    FUNCTION = "function"
-    """A function of ``main.py``, called once for each input frame."""
-    COMMAND = "command"
-    """``argv``: a compiler, or what it made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
@@ -63,22 +64,38 @@ _AARCH64 = {
 REFUSED = {"x86_64": _X86_64 | _COMMON, "aarch64": _AARCH64 | _COMMON}
 """Machine -> name -> number of what is answered with EPERM."""
 
+_MAKES_BOXES = ("mount",)
+"""What a launcher goes on to need, besides clone with namespaces."""
+
 _FILTERED_BY_ARGUMENT = {
     "x86_64": {"clone": 56, "clone3": 435, "socketpair": 53, "ioctl": 16, "prlimit64": 302},
     "aarch64": {"clone": 220, "clone3": 435, "socketpair": 199, "ioctl": 29, "prlimit64": 261},
 }
 
 
-def assemble(machine: str) -> bytes:
-    """The filter for ``machine`` as instructions of 8 bytes; ``KeyError`` for an unknown one."""
-    return b"".join(
-        [
-            *_check_architecture(machine),
-            *_refuse_all(sorted(set(REFUSED[machine].values()))),
-            *_check_arguments(_FILTERED_BY_ARGUMENT[machine]),
-            _return(_ALLOW),
-        ]
+class Filters(NamedTuple):
+    """Two filters whose refusals add up; each consists of instructions of 8 bytes."""
+
+    early: bytes
+    """For a launcher and all that comes of it: everything but what making a box needs."""
+    late: bytes
+    """For an execution: the rest. It is installed each time, so it is short."""
+
+
+def assemble(machine: str) -> Filters:
+    """The filters for ``machine``; ``KeyError`` for an unknown one."""
+    by_argument = _FILTERED_BY_ARGUMENT[machine]
+    refused = set(REFUSED[machine].values())
+    late = {REFUSED[machine][name] for name in _MAKES_BOXES}
+    return Filters(
+        early=_program(machine, refused - late, _check_arguments(by_argument)),
+        late=_program(machine, late, _check_namespaces(by_argument["clone"])),
     )
+
+
+def _program(machine: str, refused: set[int], checks: list[bytes]) -> bytes:
+    parts = [*_check_architecture(machine), *_refuse_all(sorted(refused)), *checks, _return(_ALLOW)]
+    return b"".join(parts)
 
 
 def _check_architecture(machine: str) -> list[bytes]:
@@ -99,13 +116,11 @@ def _refuse_all(numbers: Sequence[int]) -> list[bytes]:
 
 
 def _check_arguments(numbers: dict[str, int]) -> list[bytes]:
-    """clone without namespaces, socketpair of the machine's own kind, no typing into terminals,
-    limits of the caller only.
+    """socketpair of the machine's own kind, no typing into terminals, limits of the caller only.
 
     clone3 keeps its flags in memory, where no filter can look: ENOSYS makes libraries use clone.
     """
     refuse = _return(_ERRNO | _EPERM)
-    namespaces = [_load(_ARGUMENTS_AT), _jump(_JUMP_SET, CLONE_NEW_ANYTHING, 0, 1), refuse]
     sockets = [_load(_ARGUMENTS_AT), _jump(_JUMP_EQUAL, _AF_UNIX, 1, 0), refuse]
     typing = [_load(_ARGUMENTS_AT + 8)]
     for request in _TERMINAL_INPUT:
@@ -114,10 +129,14 @@ def _check_arguments(numbers: dict[str, int]) -> list[bytes]:
     return [
         *_when(numbers["prlimit64"], own_limits),
         *_when(numbers["clone3"], [_return(_ERRNO | _ENOSYS)]),
-        *_when(numbers["clone"], namespaces),
         *_when(numbers["socketpair"], sockets),
         *_when(numbers["ioctl"], typing),
     ]
+
+
+def _check_namespaces(clone: int) -> list[bytes]:
+    refuse = _return(_ERRNO | _EPERM)
+    return _when(clone, [_load(_ARGUMENTS_AT), _jump(_JUMP_SET, CLONE_NEW_ANYTHING, 0, 1), refuse])
 
 
 def _when(number: int, checks: list[bytes]) -> list[bytes]:

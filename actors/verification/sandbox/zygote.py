@@ -11,25 +11,35 @@ It is started with ``-s -P -S`` and a fixed environment rather than ``-I``: the 
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import json
 import os
-import select
-import shutil
 import signal
-import socket
 import sys
 import time
+from _socket import CMSG_SPACE, sethostname, socket
 from contextlib import suppress
+from struct import Struct
 from typing import Any
 
-from actors.verification.sandbox import box, clearing, layout, seccomp, syscalls
-from actors.verification.sandbox.limits import Tier
+from actors.verification.sandbox import (
+    box,
+    candidate,
+    clearing,
+    landlock,
+    layout,
+    seccomp,
+    syscalls,
+)
+from actors.verification.sandbox.entering import FIRST_FREE_FD, Cell, Channels
+from actors.verification.sandbox.kinds import Tier
 
-NUM_CHANNELS = 6
+MAX_CHANNELS = 6
 MAX_MESSAGE_BYTES = 4096
 KILL = b"kill"
+_DESCRIPTOR = Struct("=i")
 _KILL_LIMIT_S = 5.0
 _INSIDE_UID = 1000
 _NEW_SPACES = (
@@ -39,7 +49,8 @@ _NEW_SPACES = (
     | syscalls.CLONE_NEWUTS
     | syscalls.CLONE_NEWIPC
 )
-_NEW_BOX = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC
+_NEW_BOX = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS
+"""Of network and IPC the launcher's own will do: no filtered process can make anything in them."""
 _OFTEN_IMPORTED = (
     *("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq"),
     *("io", "itertools", "json", "math", "operator", "random", "re", "statistics", "string"),
@@ -53,47 +64,94 @@ def main(argv: list[str]) -> None:
     tier = Tier(settings["tier"])
     if tier is Tier.NAMESPACES:  # otherwise it must outlive its parent, to end what it has started
         syscalls.die_with(settings["parent_pid"])
-    control = socket.socket(fileno=settings["control_fd"])
-    cgroup_fds = tuple(settings["cgroup_fds"])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so the first process of a box is deaf to it
+    stack = syscalls.free_stack()
+    control = socket(fileno=_lifted(settings["control_fd"]))
+    cgroup_fds = tuple(_lifted(descriptor) for descriptor in settings["cgroup_fds"])
+    _reserve_low_descriptors()
     for name in _OFTEN_IMPORTED:
         importlib.import_module(name)
-    cell = _prepare(tier, settings)
+    _open_streams()
+    cell = _prepare(tier, settings, stack, cgroup_fds)
+    watch = box.Watch(control)
     gc.collect()
     gc.freeze()
     control.send(b"ready")
     try:
-        _serve(cell, control, cgroup_fds)
+        _serve(cell, watch)
     except ConnectionError:
         pass  # whoever asked has gone
     finally:
         if tier is not Tier.NAMESPACES:
-            shutil.rmtree(os.path.dirname(cell.workdir), ignore_errors=True)
+            clearing.remove_tree(os.path.dirname(cell.workdir))
 
 
-def _serve(cell: box.Cell, control: socket.socket, cgroup_fds: tuple[int, ...]) -> None:
+def _serve(cell: Cell, watch: box.Watch) -> None:
+    control = watch.control
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, NUM_CHANNELS)
+        message, ancillary, _, _ = control.recvmsg(MAX_MESSAGE_BYTES, CMSG_SPACE(MAX_CHANNELS * 4))
         if not message:
             return
-        if len(descriptors) != NUM_CHANNELS:  # a late order to kill what has ended by itself
+        descriptors = [
+            number for *_, data in ancillary for (number,) in _DESCRIPTOR.iter_unpack(data)
+        ]
+        if not descriptors:  # a late order to kill what has ended by itself
             continue
-        order = json.loads(message)
-        channels = box.Channels(*descriptors)
-        control.send(json.dumps(_execute(cell, order, channels, control, cgroup_fds)).encode())
+        _execute(cell, box.Orders.parse(message), descriptors, watch)
 
 
-def _prepare(tier: Tier, settings: dict[str, Any]) -> box.Cell:
+def _prepare(tier: Tier, settings: dict[str, Any], stack: int, cgroup_fds: tuple[int, ...]) -> Cell:
     uid: int | None = settings["uid"]
-    readable = tuple(layout.readable_paths())
-    calls = b"" if tier is Tier.NONE else seccomp.assemble(syscalls.MACHINE)
+    readable, workdir, used = layout.readable_paths(), settings["workdir"], 0
     if tier is Tier.NAMESPACES:
         _enter_namespaces(uid, settings["parent_pid"])
-        syscalls.drop_bounding_set()
-        return box.Cell(tier, readable=("/",), filter=calls)
-    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    used = 0 if uid is not None else _count_own_processes()
+        readable, workdir, uid = ["/"], layout.BOX, None
+    else:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        used = 0 if uid is not None else _count_own_processes()
     syscalls.drop_bounding_set()
-    return box.Cell(tier, uid, settings["workdir"], readable, calls, used)
+    reading = [landlock.reading(path) for path in readable]
+    writing = [landlock.writing(path) for path in layout.devices()]
+    late = None if tier is Tier.NONE else _filter_calls()
+    return Cell(tier, stack, uid, workdir, (*reading, *writing), late, used, cgroup_fds)
+
+
+def _filter_calls() -> syscalls.Filter:
+    """For this process and all that comes of it; what is left to refuse to programs."""
+    filters = seccomp.assemble(syscalls.MACHINE)
+    syscalls.forbid_new_privileges()
+    syscalls.install_filter(syscalls.Filter(filters.early))
+    return syscalls.Filter(filters.late)
+
+
+def _lifted(descriptor: int) -> int:
+    """The same, out of the way of the numbers that programs are given."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
+    os.close(descriptor)
+    return moved
+
+
+def _open_streams() -> None:
+    """Behind descriptors of the kinds that a program has: a stream asks once what it is behind."""
+    null, complaints = os.dup(0), os.dup(2)
+    memory, (reading, writing) = os.memfd_create("input"), os.pipe()
+    _move(memory, writing, writing)
+    candidate.open_streams()
+    _move(null, null, complaints)
+    for descriptor in (null, complaints, memory, reading, writing):
+        os.close(descriptor)
+
+
+def _move(*descriptors: int) -> None:
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+
+
+def _reserve_low_descriptors() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    while null < FIRST_FREE_FD:
+        null = os.dup(null)
+    os.close(null)
 
 
 def _enter_namespaces(uid: int | None, parent_pid: int) -> None:
@@ -109,7 +167,7 @@ def _enter_namespaces(uid: int | None, parent_pid: int) -> None:
         syscalls.die_with(parent_pid)  # a change of user forgets it
     outside_uid, outside_gid = os.getuid(), os.getgid()
     syscalls.unshare(_NEW_SPACES)
-    socket.sethostname("box")
+    sethostname("box")
     _write(proc, "self/setgroups", "deny")
     _write(proc, "self/uid_map", f"{_INSIDE_UID} {outside_uid} 1")
     _write(proc, "self/gid_map", f"{_INSIDE_UID} {outside_gid} 1")
@@ -120,79 +178,35 @@ def _enter_namespaces(uid: int | None, parent_pid: int) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
-def _execute(
-    cell: box.Cell,
-    order: dict[str, Any],
-    channels: box.Channels,
-    control: socket.socket,
-    cgroup_fds: tuple[int, ...],
-) -> dict[str, Any]:
-    """Run one execution to its end, wherever that comes from."""
+def _execute(cell: Cell, orders: box.Orders, descriptors: list[int], watch: box.Watch) -> None:
+    """Run one execution to its end, wherever that comes from, and report it."""
     started_s = time.monotonic()
-    reading, writing = os.pipe()
     if cell.tier is not Tier.NAMESPACES:
         _make_workdir(cell)
-    pid = syscalls.fork_into(_NEW_BOX) if cell.tier is Tier.NAMESPACES else os.fork()
-    if pid == 0:
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        control.close()
-        os.close(reading)
-        box.live(cell, channels, writing, cgroup_fds)
-    os.close(writing)
-    for descriptor in (getattr(channels, name) for name in channels.__slots__):
-        os.close(descriptor)
-    ended_by = _watch(pid, control, started_s + order["wall_s"])
-    usage = os.wait4(pid, 0)[2]
+    outcome, channels = box.Outcome(), Channels(*descriptors)
+    flags = _NEW_BOX if cell.tier is Tier.NAMESPACES else 0
+    pid = syscalls.run_beside(
+        flags, cell.stack, lambda: box.live(cell, orders, channels, watch, outcome)
+    )
+    if not outcome.whole:  # it was killed, and our memory is as it left it
+        os._exit(1)
     if cell.tier is not Tier.NAMESPACES:
         _clear_away(cell)
-    report = os.read(reading, box.STATUS.size)
-    os.close(reading)
-    whole = len(report) == box.STATUS.size
-    status, out_of_time, not_entered = box.STATUS.unpack(report) if whole else (None, 0, 0)
-    return {
-        "status": status,
-        "out_of_time": bool(out_of_time),
-        "not_entered": bool(not_entered),
-        "ended_by": ended_by,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "wall_s": time.monotonic() - started_s,
-    }
+    for descriptor in descriptors:
+        os.close(descriptor)
+    watch.control.send(outcome.report(time.monotonic() - started_s))
+    with suppress(ChildProcessError):  # while the client reads on, the kernel takes the box apart
+        os.waitpid(pid, 0)
 
 
-def _watch(pid: int, control: socket.socket, deadline_s: float) -> str:
-    """Wait until ``pid`` ends, or end it; what ended it: ``""``, ``wall``, ``kill`` or ``left``."""
-    ended_by = ""
-    handle = os.pidfd_open(pid)
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    poll.register(control.fileno(), select.POLLIN)
-    try:
-        while True:
-            remaining_s = deadline_s - time.monotonic()
-            if remaining_s <= 0:
-                ended_by = "wall"
-                break
-            ready = {descriptor for descriptor, _ in poll.poll(max(1, int(remaining_s * 1000)))}
-            if handle in ready:
-                return ""
-            if control.fileno() in ready:
-                ended_by = "kill" if control.recv(MAX_MESSAGE_BYTES) else "left"
-                break
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        return ended_by
-    finally:
-        os.close(handle)
-
-
-def _make_workdir(cell: box.Cell) -> None:
+def _make_workdir(cell: Cell) -> None:
     clearing.remove_tree(cell.workdir)
     os.mkdir(cell.workdir, 0o700)
     if cell.uid is not None:
         os.chown(cell.workdir, cell.uid, cell.uid)
 
 
-def _clear_away(cell: box.Cell) -> None:
+def _clear_away(cell: Cell) -> None:
     """Without namespaces: end all that the execution has left, then delete its files."""
     deadline_s = time.monotonic() + _KILL_LIMIT_S
     while time.monotonic() < deadline_s:

@@ -48,7 +48,9 @@ def _run(row: str, program: str, reason: str, **more: Any) -> Hostile:
 
 
 def _limit(row: str, program: str, limit: str, **more: Any) -> Hostile:
-    task = PROGRAM | {"limits": {"cpu_s": 0.5, "wall_s": 3.0}} | more
+    """Whichever limit is not meant is one that no machine is slow enough to reach."""
+    lowered = {"cpu": {"cpu_s": 0.5}, "wall": {"wall_s": 0.3}}.get(limit, {})
+    task = PROGRAM | {"limits": lowered} | more
     reason = f"limit ({limit})"
     return Hostile(row, _text(program), reason, task, status=VerdictStatus.LIMIT_EXCEEDED)
 
@@ -101,10 +103,8 @@ EXITS = [
 
 TIME = [
     _limit("5 endless loop", "while True: pass", "cpu"),
-    _limit("6 endless sleep", "import time; time.sleep(1e9)", "wall", limits={"wall_s": 0.3}),
-    _limit(
-        "6 waits for nobody", "import os; os.read(os.pipe()[0], 1)", "wall", limits={"wall_s": 0.3}
-    ),
+    _limit("6 endless sleep", "import time; time.sleep(1e9)", "wall"),
+    _limit("6 waits for nobody", "import os; os.read(os.pipe()[0], 1)", "wall"),
     _run("6 reads an empty input", "input(); input()", "runtime error (exit code 1)"),
     _limit("7 holds the interpreter", "9**9**9", "cpu"),
     _limit(
@@ -179,11 +179,12 @@ TIME = [
     ),
 ]
 
+_SMALL = {"memory_bytes": 128 << 20}
 _BOMB = "import zlib\nbomb, parts = zlib.compress(bytes(1 << 25), 9), []\n"
 
 MEMORY = [
     _limit("12 100 GB at once", "bytearray(100 << 30)", "memory"),
-    _limit("12 a list that grows", "x = [0]\nwhile True: x += x", "memory"),
+    _limit("12 a list that grows", "x = [0]\nwhile True: x += x", "memory", limits=_SMALL),
     _limit("12 a mapping", "import mmap\nx = mmap.mmap(-1, 100 << 30)\nx.write(b'1')", "memory"),
     Hostile(
         "12 in a call",
@@ -238,7 +239,7 @@ MEMORY = [
         "16 zip bomb",
         _BOMB + "while True: parts.append(zlib.decompress(bomb))",
         "memory",
-        limits={"memory_bytes": 128 << 20},
+        limits=_SMALL,
     ),
 ]
 
@@ -557,6 +558,43 @@ BEYOND = [
         "limit (",
         PROGRAM | {"limits": {"cpu_s": 0.5, "wall_s": 1.5}},
         status=VerdictStatus.LIMIT_EXCEEDED,
+    ),
+    Hostile(
+        "leaves the dead and the living to its init",
+        SOLVE
+        + _text(
+            """
+            import os, signal
+            for number in range(6):
+                if os.fork() == 0:
+                    if os.fork() == 0 and number % 2: signal.pause()
+                    os._exit(0)
+            """
+        ),
+        "3 of 3 tests right",
+        PROGRAM,
+        value=1.0,
+    ),
+    _probe(
+        "signals its init",
+        """
+        import signal
+        for number in range(1, 65):
+            try: os.kill(1, number)
+            except OSError: pass
+        print("alive")
+        """,
+        "alive",
+    ),
+    _probe(
+        "shares memory with the next",
+        """
+        call(29, 7, 4096, 0o1600)
+        call(64, 7, 1, 0o1600)
+        call(68, 7, 0o1600)
+        call(240, ctypes.addressof(ctypes.create_string_buffer(b"q")), 0o102, 0o600, 0)
+        """,
+        *["EPERM"] * 4,
     ),
     Hostile(
         "spends its processor time in children",

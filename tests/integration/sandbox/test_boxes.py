@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -248,6 +249,29 @@ def test_a_launcher_that_dies_every_time_is_no_verdict(monkeypatch: pytest.Monke
         assert launcher.run(_script("print(1)")).stdout == b"1\n"
     finally:
         launcher.close()
+
+
+def test_a_killed_init_is_no_verdict_and_costs_its_launcher() -> None:
+    launcher = Launcher(Tier.NAMESPACES, BoxLimits())
+    launcher.start()
+    assert launcher.pid is not None
+    process = psutil.Process(launcher.pid)
+
+    def kill_init() -> None:
+        while not process.children():
+            time.sleep(0.005)
+        process.children()[0].kill()
+
+    with ThreadPoolExecutor(1) as killer:
+        killed = killer.submit(kill_init)
+        try:
+            with pytest.raises(LauncherDiedError):
+                launcher.run(_script("import time; time.sleep(60)"))
+            killed.result()
+            process.wait(5.0)
+            assert launcher.run(_script("print(1)")).stdout == b"1\n"
+        finally:
+            launcher.close()
 
 
 def test_a_cancelled_execution_ends_at_once() -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from actors.verification.code.judge import code_judge
 from actors.verification.code.separating import separating_tests
 from actors.verification.judgement import Check, VerifyJob
 from actors.verification.sandbox.limits import BoxLimits, Tier
+from common.config import VerifierConfig
 from common.types import VerdictStatus
 from tests.integration.sandbox.host import Host, completion_of
 from tests.integration.sandbox.problems import CPP, FORTY_TWO_FIRST, PROBLEMS, SLOW_S, Problem
@@ -153,6 +155,20 @@ def test_a_malformed_task_is_bad_input(host: Host, fields: dict[str, Any], reaso
     judgement = host.judge("pass", fields)
     assert judgement.status is VerdictStatus.BAD_INPUT
     assert reason in judgement.reason
+
+
+@pytest.mark.parametrize(("memory_bytes", "value"), [(128 << 20, 0.0), (512 << 20, 1.0)])
+def test_the_memory_of_a_program_is_what_the_verifier_says(memory_bytes: int, value: float) -> None:
+    async def judge() -> float | None:
+        task = {"tests": [{"input": "", "output": "200"}]}
+        check = Check(kind="code", reference_json=json.dumps(task))
+        program = completion_of("print(len(bytearray(200 << 20)) >> 20)")
+        async with code_judge(VerifierConfig(memory_limit_bytes=memory_bytes)) as judge:
+            reply = await judge.judge(VerifyJob(completion=program, checks=(check,)))
+        assert ("limit (memory)" in reply.judgements[0].reason) is not bool(value)
+        return reply.judgements[0].value
+
+    assert asyncio.run(judge()) == value
 
 
 def test_an_answer_without_a_program_has_the_wrong_format(host: Host) -> None:

@@ -112,7 +112,10 @@ def test_money_is_no_formula() -> None:
         ("one</think><answer>two</answer>", "one"),  # the prompt ended in <think>
         ("|special_token|one|special_token|two", "one"),
         ("one two", "one two"),
-        ("zero<think>one</think>two<think>three</think>", "one"),
+        ("zero<think>one</think>two", "zero one"),
+        ("<think>one</think>two<think>three", "one two three"),
+        ("one <answer>two</answer>", "one"),
+        ("<answer>two</answer>", ""),
     ],
 )
 def test_the_chain_of_thought_is_what_stands_between_the_marks(

@@ -156,7 +156,8 @@ def test_the_metrics_that_are_named_exist() -> None:
         ("計算", "zh-Hans", 1.0),
         ("", "en", 0.0),
         ("12 + 3", "en", 0.0),
-        ("```\n日本語\n``` yes", "en", 1.0),  # inside a closed block anything goes unseen
+        ("```\nnous calculons\n``` 是", "zh", 1.0),  # code is written with Latin letters
+        ("```\n日本語\n``` yes", "en", 0.25),  # and with no others
     ],
 )
 def test_what_the_language_rule_can_and_cannot_do(thought: str, target: str, share: float) -> None:

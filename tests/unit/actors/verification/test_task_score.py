@@ -46,9 +46,10 @@ def test_the_value_is_the_datasets_own_score() -> None:
     assert _judge("leg_counting", entry["answer"]) == Judgement.graded(1.0)
     own = make_dataset("chain_sum", {}, seed=0)
     entry = _made_up("chain_sum", "4")
-    for answer in ("4", "841", "5"):
+    for answer in ("4", "4.0", "5"):
         assert _judge("chain_sum", answer, entry).value == own.score_answer(answer, entry)
-    assert _judge("chain_sum", "841", entry).value == pytest.approx(1 / 3)
+    half = _made_up("spell_backward", "tnatsissa", word="assistant", word_len=9)
+    assert _judge("spell_backward", "tnat", half).value == pytest.approx(4 / 9)
 
 
 def test_the_name_may_stand_in_the_entry_alone() -> None:

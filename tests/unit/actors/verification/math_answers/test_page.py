@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import math_verify
 import pytest
 
+from actors.verification.judgement import Judgement
+from actors.verification.math.symbolic import SYMBOLIC_CPU_LIMIT_S, compare_symbolic
 from actors.verification.math.verifier import CPU_LIMIT_S, compare
-from common.answers import CONVENTIONS, MAX_CONCLUSION_CHARS, extract_answer
+from common.answer_conventions import CONVENTIONS
+from common.answers import MAX_CONCLUSION_CHARS, extract_answer
 from common.errors import DataError
 from common.math_answer import limits
 
 _ROOT = Path(__file__).parents[5]
 _PAGE = (_ROOT / "docs" / "math-answers.md").read_text(encoding="utf-8")
 _DECISIONS = "| gold | answer | verdict | why |"
+_WORKED_OUT = "| gold to work out | answer | verdict | why |"
 _AGAINST_MATH_VERIFY = "| gold | answer | headrace | math-verify | why |"
 _AGAINST_HENDRYCKS = "| gold | answer | headrace | hendrycks | why |"
 
@@ -33,9 +37,9 @@ def _rows(header: str) -> Iterator[list[str]]:
             yield [cell.strip().strip("`").replace("\\|", "|") for cell in cells]
 
 
-def _verdict(answer: str, gold: str) -> str:
+def _verdict(answer: str, gold: str, judge: Callable[[str, str], Judgement] = compare) -> str:
     try:
-        judgement = compare(answer, gold)
+        judgement = judge(answer, gold)
     except DataError:
         return "bad gold"
     if judgement.value == 1.0:
@@ -48,11 +52,26 @@ def test_an_answer_is_judged_as_the_page_says(gold: str, answer: str, verdict: s
     assert _verdict(answer, gold) == verdict
 
 
+@pytest.mark.parametrize(("gold", "answer", "verdict"), [row[:3] for row in _rows(_WORKED_OUT)])
+def test_an_answer_to_what_must_be_worked_out_is_judged_as_the_page_says(
+    gold: str, answer: str, verdict: str
+) -> None:
+    assert _verdict(answer, gold, compare_symbolic) == verdict
+    assert _verdict(answer, gold) == "bad gold"
+
+
 @pytest.mark.parametrize(
     ("completion", "answer"), [row[:2] for row in _rows("| completion | answer | why |")]
 )
 def test_the_answer_stands_where_the_page_says(completion: str, answer: str) -> None:
     assert extract_answer(completion, CONVENTIONS) == (None if answer == "-" else answer)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"), [row[:2] for row in _rows("| completion | last number | why |")]
+)
+def test_the_last_number_is_what_the_page_says(completion: str, answer: str) -> None:
+    assert extract_answer(completion, ("last-number",)) == (None if answer == "-" else answer)
 
 
 def test_the_page_states_the_limits_that_hold() -> None:
@@ -67,6 +86,7 @@ def test_the_page_states_the_limits_that_hold() -> None:
         limits.MAX_FACTORIAL,
         limits.MAX_LOG10,
         CPU_LIMIT_S,
+        SYMBOLIC_CPU_LIMIT_S,
     ]
 
 
