@@ -38,7 +38,6 @@ SFT_STEPS = 800
 times in three, and reinforcement learning on so few samples does not repair that."""
 SFT_BATCH_SIZE = 32
 SFT_LEARNING_RATE = 2e-3
-SFT_FINAL_LEARNING_RATE = 2e-4
 
 NUM_STEPS = 25
 """The curves have flattened by then."""
@@ -127,7 +126,6 @@ def sft_config(paths: DemoPaths, seed: int) -> Config:
             num_steps=SFT_STEPS,
             batch_size=SFT_BATCH_SIZE,
             learning_rate=SFT_LEARNING_RATE,
-            final_learning_rate=SFT_FINAL_LEARNING_RATE,
         ),
     )
 

@@ -9,7 +9,9 @@ from deploy.bench.code import bench_code
 from deploy.bench.codec import bench_codec
 from deploy.bench.control import bench_control
 from deploy.bench.fleet import bench_fleet
+from deploy.bench.head import bench_head
 from deploy.bench.latency import bench_latency
+from deploy.bench.learner import bench_learner
 from deploy.bench.math_answers import bench_math
 from deploy.bench.pipeline import bench_pipeline
 from deploy.bench.result import BenchResult
@@ -22,7 +24,9 @@ BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
     "code": bench_code,
     "codec": bench_codec,
     "control": bench_control,
+    "head": bench_head,
     "latency": bench_latency,
+    "learner": bench_learner,
     "math": bench_math,
     "pipeline": bench_pipeline,
     "reward-model": bench_reward_model,

@@ -1,12 +1,15 @@
 """B2: control messages a second through a real broker, against what ``zmq.proxy`` forwards.
 
-Every message is a verdict of 512 bytes in two frames with a request id of its own. The broker looks
-up its lease, writes a durable event and acknowledges it. Sources run in their own processes and
-send bytes that were encoded beforehand, so that the broker is what is measured. The proxy forwards
-frames of the same sizes over sockets with the same options from as many sources to one sink, one
-way and without a reply, each message sent and received as pyzmq does it (``send_multipart``,
-``recv_multipart``). Reported beside it: what it forwards between loops that do nothing but move
-frames, and the same when the sink acknowledges.
+Every message is a verdict of 512 bytes with a request id of its own. The broker looks up its lease,
+writes a durable event and acknowledges it. Sources run in their own processes and send bytes that
+were encoded beforehand, so that the broker is what is measured. They send as a channel with a
+backlog does: what waits leaves in batches of at most :data:`MAX_BATCH_REQUESTS` verdicts. Reported
+beside it is the rate with each verdict in a message of its own.
+
+The proxy forwards messages of the same size one by one, each in two frames, over sockets with the
+same options from as many sources to one sink, one way and without a reply, each message sent and
+received as pyzmq does it (``send_multipart``, ``recv_multipart``). Reported beside it: what it
+forwards between loops that do nothing but move frames, and the same when the sink acknowledges.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.messages import MAX_BATCH_REQUESTS
 from deploy.bench.processes import BrokerUnderTest, Worker, close_all, percentile_bound
 from deploy.bench.result import BenchResult, hardware_name, versions
 
 NUM_SOURCES = 2
 NUM_MESSAGES = 20_480
 """Messages a source and repeat through the broker."""
+NUM_ALONE = NUM_MESSAGES // 2
+"""The same without batches."""
 NUM_FORWARDED = 3 * NUM_MESSAGES
 """The same through the proxy: so many that it runs about as long."""
 REPEATS = 7
@@ -37,6 +43,7 @@ class _Rates:
     """Messages a second of each repeat, and what the broker spent on them."""
 
     broker: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
     proxy: list[float] = field(default_factory=list)
     frames: list[float] = field(default_factory=list)
     acknowledged: list[float] = field(default_factory=list)
@@ -47,7 +54,7 @@ class _Rates:
     @property
     def shares(self) -> list[float]:
         """Ours over the proxy's, repeat by repeat."""
-        return [ours / theirs for ours, theirs in zip(self.broker, self.proxy, strict=True)]
+        return _ratios(self.broker, self.proxy)
 
 
 def bench_control() -> BenchResult:
@@ -55,7 +62,7 @@ def bench_control() -> BenchResult:
     rates = _Rates()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name)
-        per_source = NUM_MESSAGES // GROUP_SIZE
+        per_source = (NUM_MESSAGES + NUM_ALONE) // GROUP_SIZE
         with BrokerUnderTest(
             folder, max_groups=2 * NUM_SOURCES * per_source, group_size=GROUP_SIZE
         ) as broker:
@@ -78,10 +85,13 @@ def bench_control() -> BenchResult:
         hardware=hardware_name(),
         details={
             "broker_messages_per_second": _spread(rates.broker),
+            "verdicts_per_batch": MAX_BATCH_REQUESTS,
+            "unbatched_messages_per_second": _spread(rates.alone),
             "proxy_messages_per_second": _spread(rates.proxy),
             "frames_through_proxy_messages_per_second": _spread(rates.frames),
             "acknowledged_frames_through_proxy_messages_per_second": _spread(rates.acknowledged),
             "share": _spread(rates.shares),
+            "unbatched_share": _spread(_ratios(rates.alone, rates.proxy)),
             "broker_cpu_us_per_message": _spread(rates.cpu_us),
             "full_cycle_messages_per_second": _spread(rates.cycle),
             "full_cycle_cpu_us_per_message": _spread(rates.cycle_cpu_us),
@@ -114,16 +124,19 @@ def _one_repeat(
 ) -> None:
     """The whole life of some groups, with the verdicts fired as fast as they go; then the proxy."""
     start_s, cycle_cpu_s = time.monotonic(), broker.cpu_seconds()
-    prepared = _all(workers, "prepare", number=NUM_MESSAGES)
+    prepared = _all(workers, "prepare", number=NUM_MESSAGES + NUM_ALONE)
     cpu_s = broker.cpu_seconds()
     fired = _all(workers, "fire", number=NUM_MESSAGES)
     cpu_s = broker.cpu_seconds() - cpu_s
-    drained = collector.ask("drain", number=NUM_SOURCES * NUM_MESSAGES // GROUP_SIZE)
+    alone = _all(workers, "fire", number=NUM_ALONE, batch=1)
+    num_groups = NUM_SOURCES * (NUM_MESSAGES + NUM_ALONE) // GROUP_SIZE
+    drained = collector.ask("drain", number=num_groups)
     cycle_cpu_s = broker.cpu_seconds() - cycle_cpu_s
     num_fired = sum(one["messages"] for one in fired)
-    num_all = sum(one["messages"] for one in (*prepared, *fired, drained))
+    num_all = sum(one["messages"] for one in (*prepared, *fired, *alone, drained))
     rates.cycle.append(num_all / (time.monotonic() - start_s))
     rates.broker.append(num_fired / _span_s(fired))
+    rates.alone.append(sum(one["messages"] for one in alone) / _span_s(alone))
     rates.cpu_us.append(1e6 * cpu_s / num_fired)
     rates.cycle_cpu_us.append(1e6 * cycle_cpu_s / num_all)
     rates.proxy.append(_proxy_rate(folder, "fire_plainly", "count_plainly"))
@@ -160,6 +173,10 @@ def _span_s(reports: list[dict[str, Any]]) -> float:
     start_s: float = min(one["start_s"] for one in reports)
     end_s: float = max(one["end_s"] for one in reports)
     return end_s - start_s
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
 
 
 def _spread(values: list[float]) -> dict[str, float]:

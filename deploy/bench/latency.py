@@ -1,8 +1,9 @@
 """B4: how long a control message queues in a broker at half load, against a raw round trip.
 
-One process sends verdicts at half the rate that the broker was measured to take just before.
-Another sends one at a time and waits for its acknowledgement, which comes after the event is on
-disk. The baseline is a message of the same size to a ROUTER in another process that sends it back.
+One process sends verdicts at half the rate that the broker was measured to take just before; as
+from a channel, those that are due at the same time leave in batches. Another sends one at a time
+and waits for its acknowledgement, which comes after the event is on disk. The baseline is a message
+of the same size to a ROUTER in another process that sends it back.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import zmq
 
 from common.lifecycle import die_with_parent
 from common.messages import (
+    MAX_BATCH_REQUESTS,
     CommitStep,
     Groups,
     LeasePrompts,
@@ -39,7 +40,7 @@ from common.types import (
     VersionSpan,
     WeightVersion,
 )
-from deploy.bench.raw_client import MESSAGE_BYTES, RawClient
+from deploy.bench.raw_client import MESSAGE_BYTES, RawClient, Ready
 
 WINDOW = 2048
 """Messages that a source has under way; half of what a client may have."""
@@ -60,7 +61,7 @@ class VerdictSource:
         self._actor.register(Role.ACTOR, f"{name}-actor")
         self._verifier = RawClient(context, endpoint)
         self._verifier.register(Role.VERIFIER, f"{name}-verifier")
-        self._ready: list[list[bytes]] = []
+        self._ready: list[Ready] = []
 
     def prepare(self, number: int) -> dict[str, Any]:
         """Lease, sample and lease again ``number`` rollouts; their verdicts lie ready."""
@@ -87,11 +88,11 @@ class VerdictSource:
                 self._ready.append(self._verdict(item.rollout.rollout_id, item.verify_attempt))
         return {"ready": len(self._ready), "messages": num_messages}
 
-    def _verdict(self, rollout_id: RolloutId, attempt: int) -> list[bytes]:
+    def _verdict(self, rollout_id: RolloutId, attempt: int) -> Ready:
         """A verdict of :data:`MESSAGE_BYTES` bytes."""
         padding = MESSAGE_BYTES - _PRELUDE_BYTES
         for _ in range(2):
-            parts = self._verifier.encode(
+            ready = self._verifier.encode(
                 SubmitVerdict(
                     rollout_id=rollout_id,
                     verify_attempt=attempt,
@@ -100,21 +101,20 @@ class VerdictSource:
                     ),
                 )
             )
-            padding += MESSAGE_BYTES - sum(map(len, parts))
-        return parts
+            padding += MESSAGE_BYTES - sum(map(len, ready[1]))
+        return ready
 
-    def fire(self, number: int) -> dict[str, Any]:
-        """Send ``number`` verdicts as fast as their acknowledgements come back."""
+    def fire(self, number: int, batch: int = MAX_BATCH_REQUESTS) -> dict[str, Any]:
+        """Send ``number`` verdicts, ``batch`` a message, as fast as acknowledgements come back."""
         ready, self._ready = self._ready[:number], self._ready[number:]
-        send, receive = self._verifier.socket.send, self._verifier.receive_acks
+        send, receive = self._verifier.send_batch, self._verifier.receive_acks
         start_s = time.monotonic()
         under_way = 0
-        for prelude, header in ready:
-            while under_way >= WINDOW:
+        for start in range(0, len(ready), batch):
+            while under_way > WINDOW - batch:
                 under_way -= receive()
-            send(prelude, zmq.SNDMORE)
-            send(header)
-            under_way += 1
+            send(part := ready[start : start + batch])
+            under_way += len(part)
         while under_way:
             under_way -= receive()
         return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
@@ -122,16 +122,14 @@ class VerdictSource:
     def pace(self, number: int, per_second: float) -> dict[str, Any]:
         """Send ``number`` verdicts at a steady rate, whatever comes back."""
         ready, self._ready = self._ready[:number], self._ready[number:]
-        socket = self._verifier.socket
         start_s = time.monotonic()
         num_sent = num_acked = 0
         while num_acked < len(ready):
             due = min(int((time.monotonic() - start_s) * per_second) + 1, len(ready))
-            for prelude, header in ready[num_sent:due]:
-                socket.send(prelude, zmq.SNDMORE)
-                socket.send(header)
+            for start in range(num_sent, due, MAX_BATCH_REQUESTS):
+                self._verifier.send_batch(ready[start : min(start + MAX_BATCH_REQUESTS, due)])
             num_sent = due
-            while socket.poll(0):
+            while self._verifier.socket.poll(0):
                 num_acked += self._verifier.receive_acks()
             time.sleep(_PACE_S)
         return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
@@ -139,7 +137,8 @@ class VerdictSource:
     def probe(self, number: int, pause_s: float) -> dict[str, Any]:
         """Seconds from sending one verdict to its acknowledgement, one after the other."""
         ready, self._ready = self._ready[:number], self._ready[number:]
-        return {"seconds": _round_trips(self._verifier.socket, ready, pause_s)}
+        messages = [parts for _, parts in ready]
+        return {"seconds": _round_trips(self._verifier.socket, messages, pause_s)}
 
 
 class Collector:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import zmq
 
+from common.batching import encode_batch
 from common.codec import Buffer, Decoded, decode, encode
 from common.errors import FatalError, RefusedError
 from common.messages import Acks, Refused, Register, Registered, Reply, Request
@@ -21,6 +22,9 @@ from common.types import Role
 MESSAGE_BYTES = 512
 """Size of a control message, its prelude included."""
 _PATIENCE_MS = 60_000
+
+Ready = tuple[int, list[bytes]]
+"""A request that was encoded beforehand: its id and its frames."""
 
 
 class RawClient:
@@ -63,9 +67,20 @@ class RawClient:
             self._receive(replies)
         return [replies[request_id] for request_id in ids]
 
-    def encode(self, message: Request) -> list[bytes]:
-        """The bytes of one request, to be sent later."""
-        return [bytes(part) for part in encode(message, next(self._request_ids))]
+    def encode(self, message: Request) -> Ready:
+        """One request to be sent later."""
+        request_id = next(self._request_ids)
+        return request_id, [bytes(part) for part in encode(message, request_id)]
+
+    def send_batch(self, requests: Sequence[Ready]) -> None:
+        """Send requests as a channel sends those that wait: several in one message."""
+        if len(requests) == 1:
+            ((_, (prelude, header)),) = requests
+            self.socket.send(prelude, zmq.SNDMORE)
+            self.socket.send(header)
+        else:
+            batch = encode_batch([(request_id, parts[1]) for request_id, parts in requests])
+            self.socket.send_multipart(batch)
 
     def receive_acks(self) -> int:
         """Wait for one message; returns how many requests it acknowledges."""

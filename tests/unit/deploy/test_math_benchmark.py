@@ -36,3 +36,8 @@ def test_one_in_a_hundred_hangs_and_is_wrong() -> None:
     changed = [pair for pair, before in zip(hanging, clean, strict=True) if pair != before]
     assert len(changed) == 4
     assert [_value(pair) for pair in changed] == [0.0] * 4
+
+
+def test_runs_are_compared_with_the_one_beside_them() -> None:
+    """A machine that becomes half as fast between two repeats changes no ratio."""
+    assert bench._median_of_ratios([95.0, 48.0, 190.0], [100.0, 50.0, 200.0]) == 0.95

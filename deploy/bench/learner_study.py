@@ -1,0 +1,40 @@
+"""Studies of the learner, each run by name in a process of its own with one thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.errors import FatalError
+
+
+def run_learner_study(module: str) -> dict[str, Any]:
+    """The figures that ``python -m module`` prints; raises :class:`FatalError` when it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise FatalError(f"the study {module} failed: {' '.join(last)}")
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def median_ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> float:
+    """Median of the turns' ``over`` / ``under``: what slows a turn down slows both."""
+    turns = zip(seconds[over], seconds[under], strict=True)
+    return statistics.median(one / other for one, other in turns)
+
+
+def load_average() -> float:
+    """Processes that wanted a core in the last minute: above the cores, times are noise."""
+    return round(os.getloadavg()[0], 2)
