@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deploy.bench.learner_study import load_average, median_ratio, run_learner_study
 from deploy.bench.result import BenchResult, hardware_name, spread, versions
+from deploy.bench.study import load_average, median_ratio, run_study
 
 MAX_MEMORY_RATIO = 1 / 20
 MAX_TIME_RATIO = 1.10
@@ -12,7 +12,7 @@ MAX_GRADIENT_ERROR = 1e-3
 
 def bench_head() -> BenchResult:
     """Measure; the ratio is peak memory over that of materialised logits, lower is better."""
-    figures = run_learner_study("learner.head_study")
+    figures = run_study("learner.head_study")
     peaks, seconds = figures["peak_bytes"], figures.pop("seconds")
     ratio = peaks["chunked"] / peaks["materialised"]
     times = {

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from deploy.bench.learner_study import load_average, median_ratio, run_learner_study
 from deploy.bench.result import BenchResult, hardware_name, spread, versions
+from deploy.bench.study import load_average, median_ratio, run_study
 
 MIN_RATIO = 0.95
 
 
 def bench_learner() -> BenchResult:
     """Measure; the ratio is the learner's tokens a second over the bare step's."""
-    figures = run_learner_study("learner.step_study")
+    figures = run_study("learner.step_study")
     seconds = figures.pop("seconds")
     ratio = median_ratio(seconds, "bare", "learner")
     return BenchResult(

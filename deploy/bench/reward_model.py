@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from typing import Any
-
-from common.errors import FatalError
 from deploy.bench.result import BenchResult, hardware_name, spread, versions
+from deploy.bench.study import run_study
 
 MIN_RATIO = 0.90
 _MODULE = "actors.verification.models.throughput"
@@ -17,7 +11,7 @@ _MODULE = "actors.verification.models.throughput"
 
 def bench_reward_model() -> BenchResult:
     """Measure; the ratio is the backend's tokens a second over the bare forward's."""
-    figures = _run()
+    figures = run_study(_MODULE)
     ratio, seconds = figures.pop("ratio"), figures.pop("seconds")
     return BenchResult(
         name="reward-model",
@@ -32,18 +26,3 @@ def bench_reward_model() -> BenchResult:
             "versions": versions("torch", "transformers"),
         },
     )
-
-
-def _run() -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", _MODULE],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise FatalError(f"the benchmark of scoring models failed: {' '.join(last)}")
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures

@@ -1,11 +1,11 @@
-"""Benchmarks of the learner compare turns with each other and say why a study failed."""
+"""Turns of a study are compared each with its own, and a study that failed says why."""
 
 from __future__ import annotations
 
 import pytest
 
 from common.errors import FatalError
-from deploy.bench.learner_study import median_ratio, run_learner_study
+from deploy.bench.study import median_ratio, run_study
 
 
 def test_turns_are_compared_each_with_its_own() -> None:
@@ -18,4 +18,4 @@ def test_turns_are_compared_each_with_its_own() -> None:
 
 def test_a_study_that_fails_says_what_its_process_said_last() -> None:
     with pytest.raises(FatalError, match=r"learner\.no_such_study failed: .*No module named"):
-        run_learner_study("learner.no_such_study")
+        run_study("learner.no_such_study")

@@ -1,4 +1,4 @@
-"""Studies of the learner, each run by name in a process of its own with one thread."""
+"""Studies that other packages run by name, each in a process of its own with one thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import FatalError
 
 
-def run_learner_study(module: str) -> dict[str, Any]:
+def run_study(module: str) -> dict[str, Any]:
     """The figures that ``python -m module`` prints; raises :class:`FatalError` when it fails."""
     done = subprocess.run(
         [sys.executable, "-m", module],
