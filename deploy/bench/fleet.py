@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from deploy.bench.result import BenchResult, hardware_name, versions
-from deploy.bench.simulated import run_study
+from deploy.bench.study import run_study
 
 MAX_RATIO = 1.5
 
 
 def bench_fleet() -> BenchResult:
     """Measure; the ratio is 10,000 actors over 10, lower is better."""
-    figures = run_study("fleet")
+    figures = run_study("broker.simulation", "fleet")
     ratio = figures.pop("ratio")
     return BenchResult(
         name="fleet",

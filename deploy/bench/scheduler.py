@@ -7,7 +7,7 @@ schedules that know all of them, and the law ``u = min(1, (eta+1)/(w+rho*kappa))
 from __future__ import annotations
 
 from deploy.bench.result import BenchResult, hardware_name, versions
-from deploy.bench.simulated import run_study, table
+from deploy.bench.study import run_study, table
 
 MIN_OVER_BEST = 0.97
 MIN_OVER_BATCH_WAITING = 1.15
@@ -15,7 +15,7 @@ MIN_OVER_BATCH_WAITING = 1.15
 
 def bench_scheduler() -> BenchResult:
     """Simulate; the ratio is the worst over all rho and eta, higher is better."""
-    figures = run_study("scheduler")
+    figures = run_study("broker.simulation", "scheduler")
     ratio, over_waiting = figures["ratio"], figures["over_batch_waiting"]
     cells = figures.pop("cells")
     return BenchResult(

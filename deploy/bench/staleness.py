@@ -5,14 +5,14 @@ from __future__ import annotations
 from statistics import fmean
 
 from deploy.bench.result import BenchResult, hardware_name, versions
-from deploy.bench.simulated import run_study, table
+from deploy.bench.study import run_study, table
 
 MAX_DEVIATION = 0.05
 
 
 def bench_staleness() -> BenchResult:
     """Simulate; the ratio is mean lag over Little's law where it is furthest from 1."""
-    figures = run_study("staleness")
+    figures = run_study("broker.simulation", "staleness")
     ratio, runs, cells = figures["ratio"], figures["violations"], figures["cells"]
     num_violations = runs["violations"] + sum(cell["max_lag"] > cell["eta"] for cell in cells)
     is_kept = num_violations == 0 and runs["evicted_without_a_fork"] == 0

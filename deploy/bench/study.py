@@ -13,10 +13,10 @@ from typing import Any
 from common.errors import FatalError
 
 
-def run_study(module: str) -> dict[str, Any]:
+def run_study(module: str, *arguments: str) -> dict[str, Any]:
     """The figures that ``python -m module`` prints; raises :class:`FatalError` when it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -24,7 +24,8 @@ def run_study(module: str) -> dict[str, Any]:
     )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:]
-        raise FatalError(f"the study {module} failed: {' '.join(last)}")
+        study = " ".join((module, *arguments))
+        raise FatalError(f"the study {study} failed: {' '.join(last)}")
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 
@@ -38,3 +39,12 @@ def median_ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) 
 def load_average() -> float:
     """Processes that wanted a core in the last minute: above the cores, times are noise."""
     return round(os.getloadavg()[0], 2)
+
+
+def table(cells: Sequence[Mapping[str, Any]], value: str) -> dict[str, str]:
+    """One line a rho: ``value`` by eta, two decimals."""
+    lines: dict[str, list[str]] = {}
+    for cell in cells:
+        line = lines.setdefault(f"rho {cell['rho']:g}", [])
+        line.append(f"eta {cell['eta']}: {cell[value]:.2f}")
+    return {rho: ", ".join(line) for rho, line in lines.items()}
