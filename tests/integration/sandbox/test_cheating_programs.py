@@ -111,7 +111,6 @@ def test_the_usual_dictionaries_are_dictionaries(host: Host, made: str) -> None:
             "    return 7 * x + 1",
             FUNCTION,
         ),
-        ("import os\ndef f(x):\n    os.fork()\n    return 7 * x + 1", FUNCTION),
         ("import sys, os\nsys.excepthook = lambda *a: os._exit(0)\nraise ValueError", _OUTPUT),
         ("import os\nprint(8, flush=True)\nos._exit(1)", _OUTPUT),
         ("import os\nprint(8, flush=True)\nos.kill(os.getpid(), 15)", _OUTPUT),

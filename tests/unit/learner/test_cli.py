@@ -28,6 +28,7 @@ max_tokens = 32
 corpus = "corpus.jsonl"
 output = "out"
 num_steps = 2
+warmup_steps = 0
 batch_size = 2
 """
 
