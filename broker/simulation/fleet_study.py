@@ -7,9 +7,9 @@ beside them; they have nearly as much in flight, but hardly anybody to tell of n
 
 from __future__ import annotations
 
-import gc
 from statistics import fmean
 
+from broker import garbage
 from broker.simulation.fleet import GROUP_SIZE, GROUPS_PER_ACTOR, TURN_MESSAGES, FleetRun
 
 FLEETS = (10, 10_000)
@@ -21,8 +21,8 @@ _LEAST_ROLLOUTS = 2_000
 def fleet_study(quick: bool) -> dict[str, object]:
     """CPU seconds a rollout for each fleet, over a step; ``quick`` has smaller fleets.
 
-    The collector of garbage is set as in the broker's own process. Seconds depend on caches; the
-    function calls a rollout, which do not, are told beside them.
+    The collector of garbage rests, as in the broker's own process under load. Seconds depend on
+    caches; the function calls a rollout, which do not, are told beside them.
     """
     few, many = (10, 500) if quick else FLEETS
     runs = {
@@ -30,8 +30,7 @@ def fleet_study(quick: bool) -> dict[str, object]:
         str(many): FleetRun(many, many * GROUPS_PER_ACTOR),
         f"{few}, batch of {many}": FleetRun(few, many * GROUPS_PER_ACTOR),
     }
-    gc.freeze()
-    gc.set_threshold(50_000, 2, 1_000_000)
+    garbage.begin()
     for run in runs.values():
         run.start()
         run.advance(run.groups_per_step * GROUP_SIZE)
