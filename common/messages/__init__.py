@@ -70,35 +70,7 @@ from common.messages.weights import (
 )
 from common.types import ReferenceHeader, RolloutHeader
 
-Request = (
-    Register
-    | Heartbeat
-    | ReserveBytes
-    | LeasePrompts
-    | SubmitRollout
-    | ReturnLease
-    | LeaseRollouts
-    | SubmitVerdict
-    | PullGroups
-    | DescribeGroups
-    | FetchRollouts
-    | SetReference
-    | FetchReferences
-    | CommitStep
-    | CommitCheckpoint
-    | ResumeLearner
-    | EvictGroups
-    | EndRun
-    | PublishWeights
-    | WatchWeights
-    | ReportWeights
-    | GetFleet
-    | GetStatus
-    | PutRollouts
-    | GetStores
-    | ListEnded
-    | ReportLost
-)
+Request = BatchedRequest | Register | PutRollouts | PublishWeights
 Reply = (
     Registered
     | HeartbeatReply

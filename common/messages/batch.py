@@ -13,9 +13,11 @@ from common.messages.consumption import (
     DescribeGroups,
     EndRun,
     EvictGroups,
+    FetchReferences,
     FetchRollouts,
     PullGroups,
     ResumeLearner,
+    SetReference,
 )
 from common.messages.flow import ReserveBytes
 from common.messages.generation import LeasePrompts, ReturnLease, SubmitRollout
@@ -39,6 +41,8 @@ BatchedRequest = (
     | PullGroups
     | DescribeGroups
     | FetchRollouts
+    | SetReference
+    | FetchReferences
     | CommitStep
     | CommitCheckpoint
     | ResumeLearner

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from common.batching import decode_requests, encode_batch
-from common.codec import Buffer, Decoded, encode, pack
+from common.codec import Buffer, Decoded, check_frameless, encode, pack
 from common.errors import DecodeError
 from common.messages import (
     MAX_BATCH_REQUESTS,
@@ -18,6 +18,7 @@ from common.messages import (
     Batch,
     Heartbeat,
     Register,
+    Request,
     SubmitRollout,
 )
 from common.types import Role
@@ -49,6 +50,28 @@ def test_headers_encoded_one_by_one_make_the_golden_bytes_of_a_batch() -> None:
 def test_each_request_of_a_batch_comes_out_as_if_it_had_come_alone_and_in_order() -> None:
     taken = decode_requests(batch_of(_BATCH.requests))
     assert taken == [(n, Decoded(n, request, [])) for n, request in _BATCH.requests]
+
+
+def _is_whole(message: AnyMessage) -> bool:
+    """Whether it needs no frames."""
+    try:
+        check_frameless(message)
+    except DecodeError:
+        return False
+    return True
+
+
+_FRAMELESS: list[Request] = [
+    each
+    for each in SAMPLES
+    if isinstance(each, Request) and not isinstance(each, Register) and _is_whole(each)
+]
+
+
+@pytest.mark.parametrize("request_", _FRAMELESS, ids=lambda request: type(request).__name__)
+def test_whatever_a_client_may_send_without_frames_may_stand_in_a_batch(request_: Request) -> None:
+    taken = decode_requests(batch_of([(1, Heartbeat()), (2, request_)]))
+    assert taken == [(1, Decoded(1, Heartbeat(), [])), (2, Decoded(2, request_, []))]
 
 
 def test_a_message_that_is_no_batch_comes_out_alone() -> None:
