@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 import tomli_w
 
-from common import config as sections
+from common.broker_config_rules import broker_rules
 from common.config import Config, RunPaths
 from common.errors import ConfigError
 from common.learner_config_rules import learner_rules
 from common.learner_presets import apply_preset
 from common.loss_config_rules import loss_rules
+from common.number_config_rules import number_rules
 from common.prompt_config_rules import prompt_rules
 from common.reference_config_rules import reference_rules
 from common.reward_config_rules import reward_rules
@@ -73,9 +74,9 @@ def check_config(config: Config, file: Path) -> None:
 
 
 def _rules(config: Config) -> Iterator[str]:
-    yield from _number_rules(config)
+    yield from number_rules(config)
     yield from prompt_rules(config)
-    yield from _broker_rules(config)
+    yield from broker_rules(config)
     yield from store_rules(config)
     yield from verifier_model_rules(config.verifier.models)
     yield from thought_rules(config.verifier)
@@ -93,110 +94,6 @@ def _rules(config: Config) -> Iterator[str]:
     yield from reward_rules(config)
     yield from learner_rules(config)
     yield from loss_rules(config)
-
-
-_AT_LEAST: tuple[tuple[str, float, str], ...] = (
-    ("learner.max_policy_lag", 0, "use 0 for synchronous training"),
-    ("learner.group_size", 2, "a group of one has no advantage"),
-    ("learner.groups_per_step", 1, "use 32 to start with"),
-    ("learner.num_steps", 1, "use 100 to start with"),
-    ("learner.num_ranks", 1, "use 1 on one CPU or GPU"),
-    ("learner.microbatch_tokens", 1, "use 8192 to start with"),
-    ("learner.activation_checkpoint_every", 1, "use 1 for all layers"),
-    ("learner.row_tokens", 0, "use 0 for the longest sequence"),
-    ("learner.checkpoint_every", 1, "use 10 to start with"),
-    ("learner.keep_checkpoints", 1, "keep at least the newest"),
-    ("learner.num_threads", 1, "use 1 where roles share cores"),
-    ("learner.reference_reset_every", 0, "use 0 to keep the initial model, 400 as R1"),
-    ("learner.loss.kl_coefficient", 0, "use 0 to keep no reference"),
-    ("learner.max_grad_norm", 0, "use 0 to turn clipping off"),
-    ("actor.count", 1, "a run needs an actor"),
-    ("actor.max_tokens", 1, "use 1024 to start with"),
-    ("actor.max_num_seqs", 1, "use 256 to start with"),
-    ("verifier.count", 1, "a run needs a verifier"),
-    ("verifier.num_workers", 1, "use the number of spare cores"),
-    ("verifier.model_batch_tokens", 1, "use 16384"),
-    ("verifier.model_queue_tokens", 1, "use 262144"),
-    ("verifier.model_threads", 1, "use 1 where roles share cores"),
-    ("broker.max_attempts", 1, "use 3"),
-    ("broker.max_outstanding_groups", 1, "use 64"),
-    ("broker.max_group_s", 0, "use 0 for no limit"),
-    ("broker.journal_segment_bytes", 65536, "use 67108864"),
-    ("broker.max_memory_bytes", 201326592, "use 536870912"),
-    ("stores.count", 1, "use 1 to start with"),
-    ("stores.segment_bytes", 1048576, "use 67108864"),
-    ("stores.hot_bytes", 0, "use 0 to keep nothing in memory"),
-    ("stores.max_bytes", 1048576, "use 68719476736"),
-    ("weights.keep_versions", 1, "keep at least the newest"),
-    ("weights.bucket_bytes", 1024, "use 67108864"),
-    ("collect.samples_per_prompt", 1, "use 4"),
-    ("collect.num_prompts", 1, "use 512"),
-    ("sft.num_steps", 1, "use 400"),
-    ("sft.batch_size", 1, "use 64"),
-    ("learner.max_dropped_batches", 0, "use 0 for no limit"),
-    ("model.max_length", 2, "use 2048"),
-)
-_ABOVE_ZERO: tuple[str, ...] = (
-    "learner.learning_rate",
-    "learner.loss.clip_low",
-    "learner.loss.clip_high",
-    "actor.temperature",
-    "verifier.wall_limit_s",
-    "verifier.model_batch_limit_s",
-    "verifier.model_load_limit_s",
-    "broker.heartbeat_s",
-    "broker.no_progress_s",
-    "broker.max_absence_s",
-    "stores.patience_s",
-    "stores.sweep_s",
-    "weights.deadline_s",
-    "weights.canary_tolerance",
-    "sft.learning_rate",
-)
-
-
-def _number_rules(config: Config) -> Iterator[str]:
-    for key, low, cure in _AT_LEAST:
-        value = _get_dotted(config, key)
-        if not value >= low:
-            yield f"{key} must be >= {low}, got {value} ({cure})"
-    for key in _ABOVE_ZERO:
-        value = _get_dotted(config, key)
-        if not 0 < value < float("inf"):
-            yield f"{key} must be a finite number above 0, got {value} (delete the line)"
-    for role in ("broker", "stores", "actor", "verifier", "learner"):
-        port = _get_dotted(config, f"{role}.metrics_port")
-        if not 0 <= port <= 65535:
-            yield f"{role}.metrics_port must be 0 to 65535, got {port} (0 takes a free port)"
-
-
-def _broker_rules(config: Config) -> Iterator[str]:
-    broker = config.broker
-    if broker.dead_after_s < 2 * broker.heartbeat_s:
-        yield (
-            f"broker.dead_after_s must be at least twice broker.heartbeat_s "
-            f"({broker.heartbeat_s}), got {broker.dead_after_s} (use 15)"
-        )
-    least = 3 * broker.journal_segment_bytes
-    if broker.max_journal_bytes and broker.max_journal_bytes < least:
-        yield (
-            f"broker.max_journal_bytes must be 0 or hold 3 segments of "
-            f"broker.journal_segment_bytes ({least} bytes), got {broker.max_journal_bytes} "
-            "(use 0 to let the disk decide)"
-        )
-    if broker.endpoint == "ipc":
-        return
-    if not re.fullmatch(r"tcp://[^:/\s]+:\d{1,5}", broker.endpoint):
-        yield (
-            f'broker.endpoint must be "ipc" or "tcp://host:port", got {broker.endpoint!r} '
-            '(use "ipc" on one machine)'
-        )
-    elif not config.security.keys and not broker.allow_plaintext_tcp:
-        yield (
-            f"broker.endpoint {broker.endpoint!r} is neither encrypted nor authenticated "
-            "(make keys with headrace keys DIRECTORY and set security.keys; or set "
-            "broker.allow_plaintext_tcp = true on a network that you trust)"
-        )
 
 
 def _read_text(file: Path) -> str:
@@ -223,7 +120,7 @@ def _refuse_unknown_keys(
     table: Mapping[str, Any], kind: type[Any], path: tuple[str, ...], file: Path, text: str
 ) -> None:
     known = {item.name: item for item in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind, vars(sections))
+    hints = typing.get_type_hints(kind)
     for key, value in table.items():
         dotted = ".".join((*path, key))
         if key not in known:
@@ -311,13 +208,6 @@ def _with_rewards(config: Config, file: Path) -> Config:
         return dataclasses.replace(config, verifier=resolved(verifier))
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
-
-
-def _get_dotted(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _set_dotted(table: dict[str, Any], key: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""``docs/configuration.md``, made from the sections of ``common/config.py``.
+"""``docs/configuration.md``, made from the sections of ``common/config/``.
 
 Write it anew with ``python -m deploy.config_reference``.
 """
@@ -6,13 +6,13 @@ Write it anew with ``python -m deploy.config_reference``.
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import config
+import common.config
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
+_SOURCES = sorted(Path(common.config.__file__).parent.glob("*.py"))
 _HEAD = """# Configuration
 
 A run is one TOML file; every role reads the same one. Unknown keys are errors that name the nearest
@@ -23,8 +23,10 @@ paths are taken from the folder of the file.
 
 def render() -> str:
     """The page as Markdown."""
-    tree = ast.parse(inspect.getsource(config))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in _SOURCES]
+    classes = {
+        node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    }
     sections = [_section(name, classes[kind], classes) for name, kind in _tables(classes)]
     return "\n".join([_HEAD, *sections])
 

@@ -1,0 +1,87 @@
+"""Every setting of a run: one TOML file, one frozen dataclass a section.
+
+``common.config_loader`` reads and checks files; these modules only say what exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config.actor import ActorConfig, WeightsConfig
+from common.config.broker import BrokerConfig, StoresConfig
+from common.config.learner import LearnerConfig, LossConfig, SftConfig
+from common.config.paths import RunPaths
+from common.config.prompts import DEFAULT_PROMPT_SET, PromptsConfig, PromptSetConfig
+from common.config.run import CollectConfig, ModelConfig, RunConfig, SecurityConfig
+from common.config.verifier import MonitorConfig, RewardWeight, VerifierConfig, VerifierModelConfig
+
+__all__ = [
+    "DEFAULT_PROMPT_SET",
+    "ActorConfig",
+    "BrokerConfig",
+    "CollectConfig",
+    "Config",
+    "LearnerConfig",
+    "LossConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "PromptSetConfig",
+    "PromptsConfig",
+    "RewardWeight",
+    "RunConfig",
+    "RunPaths",
+    "SecurityConfig",
+    "SftConfig",
+    "StoresConfig",
+    "VerifierConfig",
+    "VerifierModelConfig",
+    "WeightsConfig",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig
+    model: ModelConfig
+    prompts: PromptsConfig = PromptsConfig()
+    broker: BrokerConfig = BrokerConfig()
+    security: SecurityConfig = SecurityConfig()
+    stores: StoresConfig = StoresConfig()
+    actor: ActorConfig = ActorConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    learner: LearnerConfig = LearnerConfig()
+    weights: WeightsConfig = WeightsConfig()
+    sft: SftConfig = SftConfig()
+    collect: CollectConfig = CollectConfig()
+
+    @property
+    def group_size(self) -> int:
+        """Completions per prompt: the learner's or the collector's."""
+        if self.run.kind == "collect":
+            return self.collect.samples_per_prompt
+        return self.learner.group_size
+
+    @property
+    def max_outstanding_groups(self) -> int:
+        """(max_policy_lag + 1) x groups_per_step: more could not meet their deadlines."""
+        if self.run.kind == "collect":
+            return self.broker.max_outstanding_groups
+        return (self.learner.max_policy_lag + 1) * self.learner.groups_per_step
+
+    @property
+    def max_rollout_bytes(self) -> int:
+        """Arrays of the longest rollout: an id for each token, a log-probability where sampled."""
+        return 4 * (self.model.max_length + self.actor.max_tokens)
+
+    @property
+    def has_verifier_reference(self) -> bool:
+        """Whether verifiers compute log-probabilities of a reference policy."""
+        has_kl = self.run.kind == "train" and self.learner.loss.kl_coefficient > 0
+        return has_kl and self.learner.reference == "verifier"
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """groups_per_step x group_size."""
+        return self.learner.groups_per_step * self.learner.group_size

@@ -1,0 +1,159 @@
+"""The objective and the training that follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The policy objective; ``docs/objectives.md`` says which paper is which combination."""
+
+    surrogate: Literal["clip", "cispo", "reinforce"] = "clip"
+    """``clip``: PPO's (GRPO, DAPO, GSPO); ``cispo``: a clipped weight; ``reinforce``: no ratio."""
+    ratio_level: Literal["token", "sequence", "sequence-mean"] = "token"
+    """Importance ratio of a token, of the whole answer, or its geometric mean (GSPO)."""
+    clip_low: float = 0.2
+    """Lower clip distance of the importance ratio."""
+    clip_high: float = 0.2
+    """Upper clip distance of the importance ratio."""
+    dual_clip: float = 0.0
+    """Bound c on the ratio where the advantage is negative, above 1 + clip_high; 0 sets none."""
+    proximal: Literal["policy", "interpolated", "behavior"] = "policy"
+    """What the clip is anchored at: start of the update, its estimate from the lag, the sampler."""
+    correction: Literal["none", "truncate", "mask", "sequence-truncate", "sequence-mask"] = (
+        "truncate"
+    )
+    """Weight by proximal / behavior: truncated (TIS), masked (IcePop), by token or by answer."""
+    importance_cap: float = 2.0
+    """Upper bound on that weight; ``mask`` drops what is above."""
+    importance_floor: float = 0.0
+    """``mask`` drops what is below (IcePop: 0.5)."""
+    max_divergence: float = 0.0
+    """Answers of negative advantage whose mean log(behavior / policy) is above it: no gradient."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL to the reference policy; 0 keeps no reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators; GRPO takes k3 in the loss, PPO k1 in the reward."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL goes: a term of the loss, or off the advantage, summed to the answer's end."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """``token``: sum / tokens (DAPO); ``sequence``: GRPO's mean of means; ``constant``: Dr.GRPO."""
+    baseline: Literal["group-mean", "leave-one-out", "batch-mean"] = "group-mean"
+    """What is taken off the reward: GRPO's, RLOO's, REINFORCE++'s."""
+    advantage_over: Literal["group", "batch"] = "group"
+    """Over what the advantage is normalised; ``batch`` computes nothing before a batch is full."""
+    advantage_std: Literal["population", "sample", "none"] = "sample"
+    """Divisor of the advantage; ``none`` is Dr.GRPO and RLOO."""
+    advantage_epsilon: float = 1e-6
+    """Added to the divisor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Training."""
+
+    preset: Literal[
+        "",
+        "r1-zero",
+        "r1-stage-1",
+        "r1-stage-2",
+        "r1-zero-qwen-32b",
+        "deepseek-math",
+        "dapo",
+        "dr-grpo",
+        "gspo",
+        "cispo",
+        "icepop",
+        "rloo",
+        "reinforce++",
+        "reinforce++-baseline",
+    ] = ""
+    """Published settings by name (docs/objectives.md); keys that the file sets win over them."""
+    num_ranks: int = 1
+    """Data-parallel ranks that torchrun starts on this machine."""
+    num_steps: int = 100
+    """Training batches of the run."""
+    groups_per_step: int = 32
+    """Rollout groups in a training batch."""
+    group_size: int = 8
+    """Completions sampled for one prompt."""
+    max_policy_lag: int = 2
+    """Hard bound: no token sampled more than so many steps ago contributes gradient."""
+    staleness: Literal["wait", "mask_tokens", "drop_group"] = "wait"
+    """How the bound is kept: ``wait`` for late groups, mask over-age tokens or drop late groups."""
+    dynamic_sampling: bool = False
+    """Drop groups whose rewards are all equal and sample others in their place (DAPO)."""
+    max_dropped_batches: int = 10
+    """Batches of groups dropped in a row, none kept, that stop the run; 0 sets no limit."""
+    learning_rate: float = 1e-6
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up, down to its final value at ``num_steps``."""
+    final_learning_rate_ratio: float = 0.1
+    """Last learning rate of ``linear`` and ``cosine``, as a share of the peak."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moments."""
+    weight_decay: float = 0.0
+    """AdamW decoupled weight decay."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """``matrices`` leaves norms and biases out of the weight decay."""
+    optimizer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Element type of AdamW's moments; ``bfloat16`` halves them and is rounded stochastically."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping by global norm; 0 turns it off."""
+    head_dtype: Literal["model", "float32"] = "model"
+    """What the last layer multiplies in; ``float32`` rounds no logit of a bfloat16 model."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations computed twice to save memory: the cheap ones, or whole layers."""
+    activation_checkpoint_every: int = 1
+    """Every n-th layer does so; 1: all layers."""
+    row_tokens: int = 0
+    """Length of a packed row; 0 takes the longest sequence of the microbatch."""
+    microbatch_tokens: int = 8192
+    """Token budget of one forward-backward."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept on disk."""
+    num_threads: int = 1
+    """CPU threads of one rank."""
+    reference: Literal["learner", "verifier"] = "learner"
+    """Who computes the log-probabilities of the reference policy; a verifier, beside grading."""
+    reference_reset_every: int = 0
+    """Steps after which the policy becomes the reference (R1: 400); 0 keeps the initial model."""
+    loss: LossConfig = LossConfig()
+    """The policy objective."""
+    metrics_port: int = 0
+    """Port of /metrics of rank 0 on 127.0.0.1; 0 takes a free one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning on prompt and completion pairs."""
+
+    corpus: str = ""
+    """JSON Lines file with ``prompt`` and ``completion``."""
+    output: str = ""
+    """Model directory to write."""
+    num_steps: int = 400
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples a step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate goes on after the warm-up, down to its final value at ``num_steps``."""
+    final_learning_rate_ratio: float = 0.1
+    """Last learning rate of ``linear`` and ``cosine``, as a share of the peak."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping by global norm; 0 turns it off."""
