@@ -81,7 +81,7 @@ class Engine:
         """Apply a decision and return its outcome."""
         for event in decision.events:
             kind = type(event)
-            ended = self._ended(event) if kind in _ENDS_GROUPS else ()
+            ended = self._end(event) if kind in _ENDS_GROUPS else ()
             follow = _FOLLOW.get(kind)
             if follow is not None:  # keeps the table of leases in step with the ledger
                 follow(self, event, now_s)
@@ -93,7 +93,6 @@ class Engine:
             self.events.append(event)
             if ended:
                 self.ages.stop(ended)
-                self.leases.drop_groups(ended)
                 self.payloads.drop_payloads(ended)
         return decision.outcome
 
@@ -110,6 +109,15 @@ class Engine:
                 ),
                 now_s,
             )
+
+    def _end(self, event: AnyEvent) -> Sequence[int]:
+        """End the leases on the groups that ``event`` ends; returns those groups."""
+        ended = self._ended(event)
+        for group_id in ended:
+            if self.ledger.index.is_worked_on(group_id):
+                for held in _held_parts(self.ledger.groups[group_id]):
+                    self.leases.drop(held.lease.attempt)
+        return ended
 
     def _ended(self, event: AnyEvent) -> Sequence[int]:
         """Groups that ``event`` ends."""

@@ -31,6 +31,7 @@ class Counter(enum.Enum):
     LATE = "late"
     QUARANTINED = "quarantined"
     TIMED_OUT = "timed_out"
+    REFERENCE_REPEATED = "reference_repeated"
     WEIGHT_SYNC = "weight_sync"
     WEIGHT_PROOF_FAILED = "weight_proof_failed"
 

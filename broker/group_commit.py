@@ -10,16 +10,23 @@ of events that are not safe yet.
 from __future__ import annotations
 
 import queue
+import statistics
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from broker.outbox import Outgoing
 from common.errors import JournalError
 
-SLOW_SYNC_S = 0.001
-"""From here on a sync is worth the hand-over to a thread and back."""
-_SMOOTHING = 0.2
+SLOW_SYNC_S = 0.0015
+"""From here on a sync is worth the hand-over to a thread and back.
+
+While a quick one is waited for, requests gather for one larger turn, which takes less of the
+processor than several small ones.
+"""
+_NUM_ASKED = 9
+"""Syncs whose median counts as usual: one that a busy disk holds up does not make it slow."""
 _ASK_EVERY = 64
 
 
@@ -83,7 +90,8 @@ class GroupCommit:
         self._staged: list[Outgoing] = []
         self._syncing: list[Outgoing] | None = None
         self._needs_sync = False
-        self._usual_s = 0.0
+        self._took_s: deque[float] = deque(maxlen=_NUM_ASKED)
+        """What the last syncs outside of the thread took."""
         self._num_in_thread = 0
         self._began_s = 0.0
         self.last_sync_s: float | None = None
@@ -134,16 +142,19 @@ class GroupCommit:
             return
         self._journal.sync()
         self.last_sync_s = self._clock() - self._began_s
-        share = 1.0 if self._num_in_thread else _SMOOTHING
-        self._usual_s += share * (self.last_sync_s - self._usual_s)
-        self._num_in_thread = 0
+        if self._num_in_thread:
+            self._took_s.clear()
+            self._num_in_thread = 0
+        self._took_s.append(self.last_sync_s)
 
     def _belongs_in_thread(self) -> bool:
         """Whether the disk is slow; once in a while that is asked of the disk itself.
 
         How long a sync took in the thread is not known: the thread may have waited to tell.
         """
-        if self._usual_s <= SLOW_SYNC_S or self._num_in_thread >= _ASK_EVERY:
+        if not self._took_s or self._num_in_thread >= _ASK_EVERY:
+            return False
+        if statistics.median_low(self._took_s) <= SLOW_SYNC_S:
             return False
         self._num_in_thread += 1
         return True

@@ -70,8 +70,18 @@ class _Filed(msgspec.Struct, frozen=True, gc=False):
     is_verified: bool
 
 
-Tally = dict[Phase, int]
-"""How many indices of a group are in each phase."""
+_COUNT_BITS = 16
+_COUNT = (1 << _COUNT_BITS) - 1
+_SHIFT = {phase: _COUNT_BITS * place for place, phase in enumerate(Phase)}
+_ONE = {phase: 1 << shift for phase, shift in _SHIFT.items()}
+_HELD = _COUNT << _SHIFT[GENERATING] | _COUNT << _SHIFT[VERIFYING]
+
+Tally = int
+"""How many indices of a group are in each phase, :data:`_COUNT_BITS` each.
+
+One number, because every answer that changes phase looks at it: a large fleet has so many groups
+that what lies in several places of memory is in no cache.
+"""
 
 
 @dataclass(slots=True)
@@ -92,13 +102,15 @@ class GroupIndex:
 
         How a group is filed depends on which phases it has any index in, not on how many.
         """
-        tally = self._tallies[group.group_id]
-        left = tally[item.phase] - 1
-        tally[item.phase] = left
-        number = tally[phase] + 1
-        tally[phase] = number
+        former = item.phase
+        tally = self._tallies[group.group_id] + _ONE[phase] - _ONE[former]
+        self._tallies[group.group_id] = tally
         item.phase = phase
-        return left == 0 or number == 1
+        return not tally >> _SHIFT[former] & _COUNT or tally >> _SHIFT[phase] & _COUNT == 1
+
+    def is_worked_on(self, group_id: int) -> bool:
+        """Whether a client holds an index of a filed group."""
+        return bool(self._tallies[group_id] & _HELD)
 
     def file(self, group: GroupRecord) -> None:
         """File ``group`` as it is now; it keeps its turn wherever it was filed before."""
@@ -139,10 +151,7 @@ class GroupIndex:
 
 
 def _tally(group: GroupRecord) -> Tally:
-    tally = dict.fromkeys(Phase, 0)
-    for item in group.indices:
-        tally[item.phase] += 1
-    return tally
+    return sum(_ONE[item.phase] for item in group.indices)
 
 
 def _filed(group: GroupRecord, tally: Tally) -> _Filed:
@@ -150,10 +159,10 @@ def _filed(group: GroupRecord, tally: Tally) -> _Filed:
     return _Filed(
         group.deadline_step,
         is_open,
-        not is_open or bool(tally[GENERATING] or tally[VERIFYING]),
-        is_open and tally[WAITING] > 0,
-        is_open and tally[GENERATED] > 0,
-        is_open and tally[VERIFIED] == len(group.indices),
+        not is_open or bool(tally & _HELD),
+        is_open and bool(tally & _COUNT << _SHIFT[WAITING]),
+        is_open and bool(tally & _COUNT << _SHIFT[GENERATED]),
+        is_open and tally == len(group.indices) * _ONE[VERIFIED],
     )
 
 

@@ -106,7 +106,7 @@ class GroupRecord(msgspec.Struct, gc=False):
     place: Place = OPEN
     versions: dict[int, WeightVersion] = msgspec.field(default_factory=dict)
     """Version that the actor served, by generation attempt."""
-    errors: list[str] = msgspec.field(default_factory=list)
+    errors: tuple[str, ...] = ()
     position: int | None = None
     """Of the prompt in the list of its set; None where prompts do not come back."""
     is_judged: bool = False

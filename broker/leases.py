@@ -2,15 +2,15 @@
 
 A lease is renewed by each heartbeat that names it. One that no heartbeat names for
 ``lease_s`` has lost its owner, or its owner never saw the reply that granted it; both mean that the
-work must go to somebody else. Leases are known by their attempt, which is never used twice.
+work must go to somebody else. Leases are known by their attempt, which is never used twice; which
+attempts a group is held under, its own records say.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import msgspec
 
@@ -40,7 +40,6 @@ class LeaseTable:
         self._held: dict[int, Held] = {}
         self._named_at_s: OrderedDict[int, float] = OrderedDict()
         self._by_owner: dict[str, set[int]] = {}
-        self._by_group: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -55,7 +54,6 @@ class LeaseTable:
         self._held[attempt] = held
         self._named_at_s[attempt] = now_s
         self._by_owner.setdefault(held.owner, set()).add(attempt)
-        self._by_group.setdefault(held.lease.group_id, set()).add(attempt)
 
     def finish(self, attempt: int, index: int) -> None:
         """One index of a lease needs no more work; a lease without indices is over."""
@@ -75,19 +73,18 @@ class LeaseTable:
         held = self._held.pop(attempt, None)
         if held is not None:
             del self._named_at_s[attempt]
-            _discard(self._by_owner, held.owner, attempt)
-            _discard(self._by_group, held.lease.group_id, attempt)
+            self._forget_owner(held.owner, attempt)
         return held
+
+    def _forget_owner(self, owner: str, attempt: int) -> None:
+        left = self._by_owner[owner]
+        left.discard(attempt)
+        if not left:
+            del self._by_owner[owner]
 
     def num_by_owner(self) -> dict[str, int]:
         """Leases of each owner that has any."""
         return {owner: len(attempts) for owner, attempts in self._by_owner.items()}
-
-    def drop_groups(self, group_ids: Iterable[int]) -> None:
-        """End the leases on groups that have ended."""
-        for group_id in group_ids:
-            for attempt in list(self._by_group.get(group_id, ())):
-                self.drop(attempt)
 
     def renew(self, owner: str, named: Sequence[Lease], now_s: float) -> tuple[Lease, ...]:
         """Renew what ``owner`` names and return those parts that it no longer holds."""
@@ -119,13 +116,3 @@ class LeaseTable:
         """End and return all leases of ``owner``: it started again and knows none of them."""
         attempts = sorted(self._by_owner.get(owner, ()))
         return [held for held in map(self.drop, attempts) if held is not None]
-
-
-_Key = TypeVar("_Key")
-
-
-def _discard(attempts: dict[_Key, set[int]], key: _Key, attempt: int) -> None:
-    left = attempts[key]
-    left.discard(attempt)
-    if not left:
-        del attempts[key]

@@ -159,19 +159,21 @@ class Ledger:
         rollout_id = event.rollout.rollout_id
         group = self.groups[rollout_id.group_id]
         item = group.indices[rollout_id.index]
-        self.index.move(group, item, GENERATED)
+        is_filed_anew = self.index.move(group, item, GENERATED)
         item.owner, item.attempt = "", rollout_id.attempt
         item.rollout, item.content_hash = event.rollout, event.content_hash
-        group.deadline_step = event.deadline_step
-        self.index.file(group)
+        if is_filed_anew or group.deadline_step != event.deadline_step:
+            group.deadline_step = event.deadline_step
+            self.index.file(group)
 
     def _on_verify_leased(self, event: events.VerifyLeased) -> None:
         group = self.groups[event.group_id]
         item = group.indices[event.index]
-        self.index.move(group, item, VERIFYING)
+        is_filed_anew = self.index.move(group, item, VERIFYING)
         item.owner, item.verify_attempt = event.owner, event.attempt
         self.state.next_attempt = event.attempt + 1
-        self.index.file(group)
+        if is_filed_anew:
+            self.index.file(group)
 
     def _on_verify_released(self, event: events.VerifyReleased) -> None:
         group = self.groups[event.group_id]
@@ -295,7 +297,7 @@ class Ledger:
         if lost or error:
             item.note_failure()
         if error:
-            group.errors.append(describe_error(index, item.owner, error))
+            group.errors = (*group.errors, describe_error(index, item.owner, error))
         self.index.move(group, item, phase)
         item.owner = ""
         item.num_lost += lost

@@ -20,6 +20,7 @@ from broker.prompt_rules import open_prompt_sets
 from broker.prompts.mixture import Mixture
 from broker.prompts.opening import open_prompt_source
 from broker.reference_rules import drop_unused
+from broker.resume_rules import adopt_rules
 from broker.server import Server
 from broker.watchdog import Watchdog
 from common.broker_socket import BrokerSocket
@@ -68,6 +69,7 @@ async def run_broker(process: Process) -> None:
         try:
             access = AccessControl(None if security is None else security.role_of)
             server = _assemble(process, source, journal, socket, access)
+            journal.use_thread()
             publish_endpoint(process.paths, socket.endpoint)
             garbage.begin()
             process.ready(endpoint=socket.endpoint)
@@ -105,6 +107,7 @@ def _assemble(
     engine = Engine(ledger, leases, journal, clock.now_s())
     engine.do(open_prompt_sets(ledger, source), clock.now_s())
     engine.do(drop_unused(ledger), clock.now_s())
+    engine.do(adopt_rules(ledger), clock.now_s())
     fleet = Fleet(config.broker.dead_after_s, heartbeat_s=config.broker.heartbeat_s)
     identity = Identity(
         run_id=config.run.id,

@@ -134,12 +134,42 @@ def evict_stale(
     moved_on = timeline != ledger.state.timeline or bool(taken or back)
     if not ledger.is_train or not (moved_on or _has_overdue(ledger, policy_step)):
         return ()
+    is_known = timeline == ledger.state.timeline
+    return _stamp_anew(ledger, policy_step, back, timeline, taken, is_known=is_known)
+
+
+def adopt_rules(ledger: Ledger) -> Decision[None]:
+    """A broker starts: open groups were admitted under rules that may have changed since.
+
+    A smaller ``max_policy_lag`` holds for them too, and fewer groups a step may leave some without
+    a batch. Where the rules are those of before nothing happens.
+    """
+    state = ledger.state
+    if not ledger.is_train:
+        return Decision((), None)
+    stamped = _stamp_anew(ledger, state.policy_step, (), state.timeline, (), is_known=False)
+    return Decision(stamped, None)
+
+
+def _stamp_anew(
+    ledger: Ledger,
+    policy_step: int,
+    back: Container[int],
+    timeline: Timeline,
+    taken: Container[int],
+    *,
+    is_known: bool,
+) -> tuple[AnyEvent, ...]:
+    """``is_known``: deadlines stand as they were stamped, but for groups that start afresh."""
     groups = [
         group
         for group in ledger.groups.values()
         if (group.place is Place.OPEN or group.group_id in back) and group.group_id not in taken
     ]
-    deadlines = {g.group_id: _deadline_under(ledger, g, timeline, policy_step) for g in groups}
+    deadlines = {
+        g.group_id: _deadline_under(ledger, g, timeline, policy_step, is_known=is_known)
+        for g in groups
+    }
     stale = _too_late(ledger, groups, deadlines, policy_step)
     gone = set(stale)
     restamped = [
@@ -172,12 +202,17 @@ def _too_late(
 
 
 def _deadline_under(
-    ledger: Ledger, group: GroupRecord, timeline: Timeline, policy_step: int
+    ledger: Ledger,
+    group: GroupRecord,
+    timeline: Timeline,
+    policy_step: int,
+    *,
+    is_known: bool,
 ) -> int:
     """The group's deadline once ``timeline`` is current; a group without tokens starts afresh."""
     if group.is_untouched:
         return max(group.deadline_step, policy_step)
-    if timeline == ledger.state.timeline:
+    if is_known:
         return group.deadline_step
     versions = list(group.sampling_versions())
     return min(

@@ -122,7 +122,6 @@ def _copied(group: GroupRecord) -> GroupRecord:
         group,
         indices=[msgspec.structs.replace(item) for item in group.indices],
         versions=dict(group.versions),
-        errors=list(group.errors),
         references=dict(group.references),
     )
 

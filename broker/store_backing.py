@@ -41,18 +41,23 @@ class PageCacheFiles(OsFiles):
 class LogBacking:
     """Keeps rollouts in a :class:`Log`, by group."""
 
-    def __init__(self, directory: Path, owner: str, config: StoresConfig) -> None:
+    def __init__(self, log: Log, hot_bytes: int, promise: Promise) -> None:
+        self.promise = promise
+        self._log = log
+        self._hot = PayloadCache(hot_bytes)
+
+    @classmethod
+    def open(cls, directory: Path, owner: str, config: StoresConfig) -> LogBacking:
         """Open or create the log; raises :class:`JournalError` with file, cause and cure."""
-        self.promise: Promise = config.acks
         _prepare(directory, config.acks)
-        self._log = Log(
+        log = Log(
             directory,
             owner,
             segment_bytes=config.segment_bytes,
             max_bytes=config.max_bytes,
             files=OsFiles() if config.acks == "durable" else PageCacheFiles(),
         )
-        self._hot = PayloadCache(config.hot_bytes)
+        return cls(log, config.hot_bytes, config.acks)
 
     @property
     def num_bytes(self) -> int:
@@ -60,13 +65,24 @@ class LogBacking:
         return self._log.live_bytes
 
     def add(self, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
-        """Keep one rollout; raises :class:`RefusedError` where the disk has no room for it."""
+        """Keep one rollout; raises :class:`RefusedError` where the disk has no room for it.
+
+        The arrays that came first under a header stay: consumers may have read them.
+        """
+        if self._holds(header):
+            return
         contents = pack_payload(header, frames)
         if not self._log.has_room(sum(map(len, contents))):
             raise RefusedError("full", f"{self._log.live_bytes} bytes are held, there is no room")
         key = key_of(header.rollout_id)
         self._log.put(key, contents)
         self._hot.add(key, header, frames)
+
+    def _holds(self, header: RolloutHeader) -> bool:
+        try:
+            return self.payload(header.rollout_id)[0] == header
+        except KeyError:
+            return False
 
     def commit(self) -> None:
         """Write what was added, and wait for the disk where that was promised."""

@@ -24,7 +24,7 @@ _HEARTBEAT_TIMEOUT_S = 10.0
 async def run_store(process: Process) -> None:
     """The store role: open the log, bind, register with the broker, serve until cancelled."""
     config = process.config
-    backing = LogBacking(process.paths.stores / process.name, config.run.id, config.stores)
+    backing = LogBacking.open(process.paths.stores / process.name, config.run.id, config.stores)
     try:
         await _run(process, backing)
     finally:

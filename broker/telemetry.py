@@ -80,6 +80,7 @@ _COUNTERS = {
     Counter.DUPLICATE: "headrace_rollouts_duplicate_total",
     Counter.LATE: "headrace_rollouts_duplicate_total",
     Counter.TIMED_OUT: "headrace_groups_timed_out_total",
+    Counter.REFERENCE_REPEATED: "headrace_reference_passes_repeated_total",
 }
 
 

@@ -139,7 +139,10 @@ def _take_reference(
             verdict=item.verdict,
             reference=wanted,
         )
-        return Decision((verified,), "accepted")
+        if wanted is None:
+            return Decision((verified,), "accepted")
+        repeated = events.Counted(what=Counter.REFERENCE_REPEATED)
+        return Decision((verified, repeated), "accepted")
     if _is_verifying(item, verify_attempt):
         error = "" if version is not None else "the reference pass gave no log-probabilities"
         released = release_rollout(ledger, group.group_id, index, verify_attempt, error=error)

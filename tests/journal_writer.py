@@ -1,7 +1,8 @@
 """A process that writes to a journal's log on a real disk and says what it was promised.
 
 ``python -m tests.journal_writer write DIRECTORY`` runs until it is killed and prints the number of
-each turn once it is durable; a thread syncs one turn while the next is being written.
+each turn once it is durable; a thread syncs one turn while the next is being written, and another
+tidies up behind it.
 ``... fill DIRECTORY`` fills a small file system, frees it again and prints what it saw.
 """
 
@@ -16,6 +17,7 @@ from random import Random
 
 from broker.journal.files import OsFiles
 from broker.journal.log import Log
+from broker.journal.upkeep import Upkeep
 
 SEGMENT_BYTES = 256 << 10
 WINDOW = 40
@@ -40,6 +42,7 @@ def write(directory: Path) -> None:
     """A group a turn; the turn of group n drops group n - WINDOW."""
     log = open_log(directory)
     group = max(log.groups, default=0)
+    upkeep = Upkeep(log, pause_s=0.001)
     syncing: Future[None] | None = None
     with ThreadPoolExecutor(1) as pool:
         while True:
@@ -53,8 +56,9 @@ def write(directory: Path) -> None:
             log.write()
             if syncing is not None:
                 syncing.result()
+                upkeep.look()
                 print(group - 1, flush=True)
-            syncing = pool.submit(log.sync)
+            syncing = pool.submit(log.make_durable)
             log.maintain()
 
 

@@ -8,7 +8,9 @@ them into the files: they survive kill -9 of any process. :meth:`Journal.sync` k
   of the operating system, too;
 - ``relaxed``: it returns at once. A thread syncs every :data:`RELAXED_WINDOW_S`; a crash of the
   operating system loses the newest turns written in that time and during the sync that it cut
-  short, but never part of a turn, never an older turn, and never the order.
+  short, but never part of a turn, never an older turn, and never the order. What the consumer
+  is told (:data:`ALWAYS_DURABLE`) is synced nevertheless, and with it all that came before: a
+  ledger behind its learner would have groups trained a second time.
 
 Payloads live until their group has ended and events until a later snapshot is complete, so the
 files are bounded by the live groups. A snapshot is spread over turns: one record a slice.
@@ -24,6 +26,7 @@ from typing import Literal
 
 import msgspec
 
+from broker import events
 from broker.events import AnyEvent
 from broker.journal.files import Files, OsFiles
 from broker.journal.log import Log
@@ -38,6 +41,7 @@ from broker.journal.payloads import (
 )
 from broker.journal.snapshot_writer import SnapshotWriter
 from broker.journal.syncer import Syncer
+from broker.journal.upkeep import Upkeep
 from broker.ledger_state import LedgerState
 from broker.snapshots import (
     DEFAULT_PACE,
@@ -56,6 +60,21 @@ RELAXED_WINDOW_S = 1.0
 LEFTOVER_NAME = "journal.sqlite"
 
 Acks = Literal["durable", "relaxed"]
+
+ALWAYS_DURABLE: frozenset[type[AnyEvent]] = frozenset(
+    (
+        events.HandedOver,
+        events.Stepped,
+        events.Trained,
+        events.Collected,
+        events.Evicted,
+        events.Announced,
+        events.Resumed,
+        events.ReferenceSet,
+        events.Sealed,
+    )
+)
+"""What a consumer is told of groups, steps, checkpoints and weights: never relaxed."""
 
 _TURN = struct.Struct("<QI")
 """Before the events of a turn: number of the first, how many."""
@@ -99,6 +118,8 @@ class Journal:
         self._snapshots = SnapshotWriter(self._log, pace)
         self._next_event, self._num_since_snapshot = self._count_events()
         self._syncer = Syncer(self._log, RELAXED_WINDOW_S) if acks == "relaxed" else None
+        self._num_durable_turns = self._num_synced_turns = 0
+        self._upkeep: Upkeep | None = None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -171,9 +192,11 @@ class Journal:
         self._log.drop(group_ids)
         self._cache.drop(group_ids)
 
-    def add_events(self, events: Sequence[AnyEvent]) -> None:
+    def add_events(self, happened: Sequence[AnyEvent]) -> None:
         """Append events to this turn."""
-        self._events.extend(events)
+        self._events.extend(happened)
+        if self._syncer is not None and not ALWAYS_DURABLE.isdisjoint(map(type, happened)):
+            self._num_durable_turns += 1
 
     def wants_snapshot(self, state: LedgerState) -> bool:
         """Whether one should begin: enough events have gathered, or they hold back old segments."""
@@ -229,10 +252,26 @@ class Journal:
         May be called from another thread while this one stages and writes the next turn. Raises
         :class:`JournalError` when the disk fails; the process must end then.
         """
-        if self._syncer is None:
+        if self._syncer is not None:
+            self._sync_relaxed(self._syncer)
+        elif self._upkeep is None:
             self._log.sync()
         else:
-            self._syncer.look()
+            self._log.make_durable()
+            self._upkeep.look()
+
+    def _sync_relaxed(self, syncer: Syncer) -> None:
+        """Wait for the disk only where the consumer was told something."""
+        num_wanted = self._num_durable_turns
+        if num_wanted != self._num_synced_turns:
+            self._log.make_durable()
+            self._num_synced_turns = num_wanted
+        syncer.look()
+
+    def use_thread(self) -> None:
+        """Have a thread do what a sync leaves behind, so that no reply waits for that."""
+        if self._syncer is None:
+            self._upkeep = Upkeep(self._log)
 
     def commit(self) -> None:
         """:meth:`write`, :meth:`sync` and :meth:`maintain`, for callers with one thread."""
@@ -250,8 +289,9 @@ class Journal:
 
     def close(self) -> None:
         """Drop what was not written, seal the journal and release it."""
-        if self._syncer is not None:
-            self._syncer.stop()
+        for thread in (self._syncer, self._upkeep):
+            if thread is not None:
+                thread.stop()
         self._log.close()
 
     # --- events -----------------------------------------------------------------------------------
@@ -277,13 +317,13 @@ class Journal:
     def _load_events(self, expected: int) -> Iterator[AnyEvent]:
         for turn in self._log.turns():
             try:
-                first, events = unpack_turn(turn)
+                first, happened = unpack_turn(turn)
             except msgspec.DecodeError as error:
                 raise self._unreadable(f"the events from {expected} on: {error}") from None
             if first != expected:
                 raise self._unreadable(f"event {first} where event {expected} belongs")
-            yield from events
-            expected += len(events)
+            yield from happened
+            expected += len(happened)
 
     def _unreadable(self, what: str) -> JournalError:
         return JournalError(

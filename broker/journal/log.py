@@ -243,11 +243,32 @@ class Log:
         self._write_staged()
 
     def sync(self) -> None:
-        """Return when all that was written before survives a crash of the system.
+        """Return when all that was written before survives a crash of the system, and tidy up.
 
         May be called from another thread. Raises :class:`JournalError` when the disk fails.
         """
-        self._segments.sync()
+        self.make_durable()
+        self.tidy()
+
+    def make_durable(self) -> None:
+        """The first half of :meth:`sync`, for those who wait for nothing else."""
+        self._segments.make_durable()
+
+    def tidy(self) -> None:
+        """The other half: what released and sealed segments and the spare ask of the disk."""
+        self._segments.tidy()
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether there may be work for :meth:`tidy`."""
+        return self._segments.is_untidy
+
+    def prewrite(self) -> bool:
+        """Make syncs into the spare quicker by writing a piece of it; returns whether more is left.
+
+        May be called from another thread. Raises :class:`JournalError` when the disk fails.
+        """
+        return self._segments.prewrite()
 
     @property
     def has_unfinished_spare(self) -> bool:
@@ -389,7 +410,7 @@ class Log:
         """
         try:
             if not self._segments.has_failed:
-                self._segments.sync()
+                self.sync()
                 if self._segments.spare is not None:
                     seal = self._seal(SealReason.CLOSED, self._segments.durable + 1)
                     self._segments.seal(seal)

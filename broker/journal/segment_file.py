@@ -59,6 +59,8 @@ class Segment:
     """Where the next record goes."""
     is_durable: bool = False
     """Whether header, size and name of the file survive a crash of the system."""
+    num_unwritten: int = 0
+    """Bytes at its end that were allocated and never written, as far as is known."""
 
     def finish(self, files: Files) -> None:
         """Make a fresh segment durable and only then give it its name."""
@@ -87,7 +89,9 @@ class Identity:
 def make_segment(files: Files, identity: Identity, number: int) -> Segment:
     """An unfinished segment without records; leaves nothing behind on ``OSError``."""
     path = unfinished_path(identity.directory, number)
-    return _begin_segment(files, identity, number, path, files.create(path), 0)
+    segment = _begin_segment(files, identity, number, path, files.create(path), 0)
+    segment.num_unwritten = segment.size - SEGMENT_HEADER_BYTES
+    return segment
 
 
 def remake_segment(
@@ -100,7 +104,9 @@ def remake_segment(
     """
     path = unfinished_path(identity.directory, number)
     files.rename(old.path, path)
-    return _begin_segment(files, identity, number, path, old.descriptor, oldest)
+    segment = _begin_segment(files, identity, number, path, old.descriptor, oldest)
+    segment.num_unwritten = old.num_unwritten + segment.size - old.size
+    return segment
 
 
 def _begin_segment(

@@ -7,9 +7,10 @@ met when the next spare cannot be made and never in the middle of a record.
 Files that nobody needs are not all deleted: a few are kept under an unfinished name and become
 spares again, which saves the disk and the system from finding new blocks and pages.
 
-Two threads may work here at once. One appends, reads, makes spares and releases segments; another
-calls :meth:`Segments.sync`, which waits for the disk and then deletes what is released. What both
-touch is under one lock, which is never held while the disk works.
+Three threads may work here at once. One appends, reads, makes spares and releases segments; one
+waits for the disk in :meth:`Segments.make_durable`; one does what nobody should have to wait for,
+:meth:`Segments.tidy` and :meth:`Segments.prewrite`. What several of them touch is under one lock,
+which is never held while the disk works.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from common.errors import JournalError
 
 MAX_REUSABLE = 2
 """Files kept for spares to come."""
+PREWRITTEN_BYTES = 1 << 20
+"""Zeros that one call of :meth:`Segments.prewrite` writes."""
+_ZEROS = memoryview(bytes(PREWRITTEN_BYTES))
 
 
 class Segments:
@@ -59,6 +63,7 @@ class Segments:
         self.spare = spare
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
+        self._tidy_lock = threading.Lock()
         self._spare_lock = threading.Lock()
         self._unsynced: dict[Segment, None] = {}
         self._released: list[tuple[int, Segment]] = []
@@ -149,13 +154,14 @@ class Segments:
         spare = self.spare
         if spare is None or not self.grow_spare(need_bytes):
             return False
-        self.finish_spare()
-        sealed = self.active
-        self.append(seal, SEAL_BYTES, sequence - 1)
-        with self._lock:
-            self._sealed.append((sequence, sealed))
-            self.spare = None
-            self._chain[spare.number] = self.active = spare
+        with self._spare_lock:  # nothing but records is written to it from here on
+            self._finish(spare)
+            sealed = self.active
+            self.append(seal, SEAL_BYTES, sequence - 1)
+            with self._lock:
+                self._sealed.append((sequence, sealed))
+                self.spare = None
+                self._chain[spare.number] = self.active = spare
         return True
 
     def grow_spare(self, need_bytes: int) -> bool:
@@ -179,6 +185,7 @@ class Segments:
             raise self.fail(spare.path, error) from None
         with self._lock:
             spare.size += more
+            spare.num_unwritten += more
             self._num_bytes += more
         return True
 
@@ -231,21 +238,45 @@ class Segments:
     def finish_spare(self) -> None:
         """Make the spare durable, if there is one."""
         with self._spare_lock:
+            if self.spare is not None:
+                self._finish(self.spare)
+
+    def _finish(self, spare: Segment) -> None:
+        if not spare.is_durable:
+            try:
+                spare.finish(self._files)
+            except OSError as error:
+                raise self.fail(spare.path, error) from None
+
+    def prewrite(self) -> bool:
+        """Write zeros into a piece of the spare that was never written; whether more is left.
+
+        The first write to a block that was only allocated changes the map of the file, which has to
+        be written, too: a sync waits for a transaction of the file system, and for whatever else is
+        part of that.
+        """
+        with self._spare_lock:
             spare = self.spare
-            if spare is not None and not spare.is_durable:
-                try:
-                    spare.finish(self._files)
-                except OSError as error:
-                    raise self.fail(spare.path, error) from None
+            if spare is None or self.has_failed or not spare.num_unwritten:
+                return False
+            size, offset = min(PREWRITTEN_BYTES, spare.num_unwritten), spare.size
+            offset -= spare.num_unwritten
+            try:
+                self._write(spare, [_ZEROS[:size]], size, offset)
+            except OSError:  # a disk that is full even for allocated space
+                return False
+            self._fdatasync(spare)  # or the first records would wait for it
+            with self._lock:
+                spare.num_unwritten -= size
+            return spare.num_unwritten > 0
 
     # --- the disk ---------------------------------------------------------------------------------
 
-    def sync(self) -> None:
+    def make_durable(self) -> None:
         """Return when everything appended before the call survives a crash of the system.
 
-        Deletes segments that were released by then and trims sealed ones. Raises
-        :class:`JournalError` when the disk fails; it is never asked a second time, because the
-        system drops what it could not write and then reports success.
+        Raises :class:`JournalError` when the disk fails; it is never asked a second time, because
+        the system drops what it could not write and then reports success.
         """
         with self._sync_lock:
             with self._lock:
@@ -254,9 +285,22 @@ class Segments:
                 unsynced, self._unsynced = list(self._unsynced), {}
             for segment in unsynced:
                 self._fdatasync(segment)
-            self.finish_spare()
             with self._lock:
                 self._durable = max(self._durable, target)
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether :meth:`tidy` may find something to do."""
+        return self.has_unfinished_spare or bool(self._sealed) or bool(self._released)
+
+    def tidy(self) -> None:
+        """Make the spare durable, trim sealed segments, delete or set aside those released.
+
+        As far as what they wait for is durable. Raises :class:`JournalError`.
+        """
+        with self._tidy_lock:
+            self.check()
+            self.finish_spare()
             self._trim()
             self._delete()
 
@@ -276,7 +320,7 @@ class Segments:
             with self._lock:
                 gained = segment.size - segment.tail
                 self._num_bytes -= gained
-                segment.size = segment.tail
+                segment.size, segment.num_unwritten = segment.tail, 0
                 if segment.number not in self._chain:
                     self._released_bytes -= gained
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import pytest
@@ -16,7 +16,9 @@ import pytest
 from broker.journal import log as log_module
 from broker.journal import segments as segments_module
 from broker.journal.log import Log
+from broker.journal.records import Kind, decode_record_header
 from broker.journal.segments import MAX_REUSABLE
+from common.codec import Buffer
 from common.errors import JournalError, JournalFullError
 from tests.fake_disk import Fail, FakeDisk, Fault, Kill, Killed, Short
 from tests.journal_workload import SEGMENT_BYTES, Contents, Workload, contents_of, open_log
@@ -228,6 +230,75 @@ def _write_and_sync_at_once(work: Workload, disk: BusyDisk, turns: int) -> None:
         log.sync()
         work.acknowledged = written
         log.maintain()
+
+
+def test_what_is_tidied_late_or_never_and_zeros_written_ahead_cost_no_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Acknowledgements wait for the records alone; upkeep comes at any time after them."""
+    monkeypatch.setattr(segments_module, "PREWRITTEN_BYTES", 9000)
+    pieces = 0
+    for seed in _seeds(80):
+        random, disk = Random(seed), FakeDisk()
+        work = Workload(random, open_log(disk))
+        work.longest, work.turnover = 20_000, 0.4
+        disk.faults[random.randint(30, 400)] = Kill(random.random())
+        with contextlib.suppress(Killed):
+            for _ in range(random.randint(5, 60)):
+                pieces += _one_turn_with_late_upkeep(work)
+        disk.crash(random)
+        again = open_log(disk)
+        assert again.last_sequence >= work.acknowledged
+        assert contents_of(again) == work.at(again.last_sequence)
+    assert pieces > 300
+
+
+class WatchedDisk(FakeDisk):
+    """Tells at which writes to the spare, and of seals, the lock of the spare was free."""
+
+    segments: segments_module.Segments | None = None
+    salted = 0
+    num_guarded = 0
+    num_free = 0
+
+    def pwritev(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+        if self.segments is not None and self.segments.spare is not None:
+            header = decode_record_header(self.salted, b"".join(buffers), 0)
+            is_seal = header is not None and header.kind == Kind.SEAL
+            if is_seal or descriptor == self.segments.spare.descriptor:
+                is_held = self.segments._spare_lock.locked()
+                self.num_guarded += is_held
+                self.num_free += not is_held
+        return super().pwritev(descriptor, buffers, offset)
+
+
+def test_no_zeros_are_on_their_way_while_the_log_goes_on_in_the_spare() -> None:
+    """Written too late they would wipe out its first records."""
+    disk = WatchedDisk()
+    work = Workload(Random(5), open_log(disk))
+    work.longest = 20_000
+    disk.segments, disk.salted = work.log._segments, work.log._salted
+    for _ in range(60):
+        _one_turn_with_late_upkeep(work)
+    assert disk.num_free == 0
+    assert disk.num_guarded > 20
+
+
+def _one_turn_with_late_upkeep(work: Workload) -> int:
+    """Returns how many pieces of the spare were written ahead."""
+    log, random, pieces = work.log, work.random, 0
+    work.stage()
+    log.write()
+    written = log.last_sequence
+    if random.random() < 0.5:
+        log.make_durable()
+        work.acknowledged = written
+    if random.random() < 0.3:
+        log.tidy()
+    while random.random() < 0.6 and log.prewrite():
+        pieces += 1
+    log.maintain()
+    return pieces
 
 
 # --- a disk that refuses --------------------------------------------------------------------------

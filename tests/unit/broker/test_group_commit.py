@@ -78,6 +78,17 @@ def test_on_a_quick_disk_a_turn_is_answered_at_its_end(bench: Bench) -> None:
     bench.commits.close()
 
 
+def test_one_sync_that_the_disk_holds_up_does_not_make_it_slow(bench: Bench) -> None:
+    bench.commits.use_thread(bench.done.release)
+    for number in range(5):
+        assert bench.turn(number) == [number]
+    bench.disk.takes_s = 100 * SLOW_SYNC_S
+    assert bench.turn(6) == [6]
+    bench.disk.takes_s = 0.0
+    assert bench.turn(7) == [7], "without the thread, which would have kept the reply"
+    bench.commits.close()
+
+
 def test_turns_gather_while_a_slow_sync_runs_and_share_the_next(bench: Bench) -> None:
     bench.make_slow()
     assert bench.turn(1) == []

@@ -195,7 +195,7 @@ def test_only_the_holder_can_give_a_lease_back() -> None:
     assert desk.engine.ledger.counts.leased == 1
     desk.reply("actor", messages.ReturnLease(lease=lease, error="oom"), messages.Ack)
     assert desk.engine.ledger.counts.leased == 0
-    assert desk.engine.ledger.groups[0].errors == ["index 0, actor: oom"]
+    assert desk.engine.ledger.groups[0].errors == ("index 0, actor: oom",)
 
 
 def test_an_actor_that_proved_newer_weights_while_it_waited_is_leased_under_those() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from broker import step_rules
-from broker.events import Counted, Counter
+from broker.events import AnyEvent, Counted, Counter, HandedOver, Sealed, Trained
 from broker.journal import Journal
 from broker.journal import journal as journal_module
+from broker.journal import segments as segments_module
 from broker.journal.files import OsFiles
 from broker.journal.segments import MAX_REUSABLE
+from broker.journal.upkeep import Upkeep
 from broker.ledger import Ledger
 from broker.ledger_state import Decision, LedgerState
 from broker.snapshots import SnapshotPace
@@ -308,6 +311,83 @@ def test_a_durable_acknowledgement_waits_for_the_disk_and_a_relaxed_one_does_not
         again.close()
 
 
+class _Idle:
+    """Stands for the thread: counts how often it is told to look, and never does."""
+
+    def __init__(self, _: object) -> None:
+        self.num_looks = 0
+
+    def look(self) -> None:
+        self.num_looks += 1
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+
+def test_with_a_thread_for_upkeep_a_reply_waits_for_its_records_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_module, "Upkeep", _Idle)
+    operations = []
+    for has_thread in (False, True):
+        disk = FakeDisk()
+        journal = _on(disk)
+        if has_thread:
+            journal.use_thread()
+        during: list[str] = []
+        for group in range(60):
+            journal.add_payload(*_payload(group, 9000))
+            journal.drop_payloads([group - 5])
+            journal.write()
+            before = disk.num_operations
+            journal.sync()
+            during += disk.history[before:]
+            journal.maintain()
+        operations.append(set(during))
+    inline, threaded = operations
+    assert {"truncate", "rename", "fsync_directory"} <= inline
+    assert threaded == {"fdatasync"}
+
+
+def test_upkeep_in_its_thread_keeps_the_files_bounded_and_every_payload_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "Upkeep", partial(Upkeep, pause_s=0.0))
+    monkeypatch.setattr(segments_module, "PREWRITTEN_BYTES", 1024)
+    journal = _journal(tmp_path)
+    journal.use_thread()
+    for group in range(400):
+        journal.add_payload(*_payload(group, 9000))
+        journal.drop_payloads([group - 5])
+        journal.commit()
+    journal.close()
+    again = _journal(tmp_path)
+    assert list(again.payload_groups) == [395, 396, 397, 398, 399]
+    for group in again.payload_groups:
+        header, frames = _payload(group, 9000)
+        assert [bytes(frame) for frame in again.payload(header.rollout_id)[1]] == frames
+    assert again.num_bytes <= 2 * again.live_bytes + 5 * SEGMENT_BYTES
+    again.close()
+
+
+def test_a_disk_that_fails_in_the_thread_ends_the_journal_at_its_next_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = OsFiles()
+    journal = Journal(tmp_path / "journal", "run", segment_bytes=SEGMENT_BYTES, files=files)
+
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal.use_thread()
+    monkeypatch.setattr(files, "fsync_directory", fail)
+    with pytest.raises(JournalError, match="Input/output error"):  # noqa: PT012 - whichever it is
+        for group in range(10_000):
+            journal.add_payload(*_payload(group % 7, 9000))
+            journal.commit()
+    journal.close()
+
+
 def test_a_crash_takes_from_a_relaxed_journal_its_newest_turns_and_never_part_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -339,6 +419,27 @@ def test_a_crash_takes_from_a_relaxed_journal_its_newest_turns_and_never_part_of
 
 def _num_events(journal: Journal) -> int:
     return len(list(journal.load()[1]))
+
+
+@pytest.mark.parametrize(
+    "event", [Sealed(), Trained(policy_step=1), HandedOver(group_ids=(1,), policy_step=0)]
+)
+def test_what_the_consumer_is_told_is_durable_under_relaxed_acknowledgements(
+    monkeypatch: pytest.MonkeyPatch, event: AnyEvent
+) -> None:
+    monkeypatch.setattr(journal_module, "RELAXED_WINDOW_S", 3600.0)
+    for seed in range(8):
+        disk = FakeDisk()
+        journal = _on(disk, acks="relaxed")
+        journal.add_payload(*_payload(1))
+        journal.commit()
+        journal.add_events([event])
+        journal.commit()
+        disk.crash(Random(seed))
+        again = _on(disk)
+        assert list(again.load()[1]) == [event]
+        assert list(again.payload_groups) == [1], "and all that came before"
+        again.close()
 
 
 def test_a_relaxed_journal_is_synced_by_itself_within_its_window(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from broker import step_rules
 from broker.leases import Held, LeaseTable, Work
 from common.messages import Lease
+from common.types import EvictReason
+from tests.unit.broker.ledger_driver import Driver
 
 LEASE = Lease(group_id=4, indices=(0, 1, 2), attempt=9)
 HELD = Held("actor-0", LEASE, Work.GENERATE)
@@ -66,7 +69,18 @@ def test_a_restarted_client_loses_all_its_leases_at_once() -> None:
     assert table.num_by_owner() == {"actor-1": 1}
 
 
-def test_leases_on_groups_that_have_ended_are_dropped() -> None:
-    table = _table()
-    table.drop_groups([4])
-    assert table.renew("actor-0", [LEASE], 101.0) == (LEASE,)
+def test_the_leases_on_a_group_end_with_it_and_no_others() -> None:
+    """Those of its samplers and those of its verifiers."""
+    driver = Driver()
+    ended, other = driver.leased(owner="a"), driver.leased(owner="b")
+    driver.submit(ended, 0)
+    assert driver.lease_rollout("judge") is not None
+    leases = driver.engine.leases
+    assert leases.num_by_owner() == {"a": 1, "b": 1, "judge": 1}
+    evicted = [ended.lease.group_id]
+    driver.do(step_rules.evict_groups(driver.ledger, evicted, EvictReason.STALE))
+    assert leases.num_by_owner() == {"b": 1}
+    assert leases.renew("a", [ended.lease], 1.0) == (
+        Lease(group_id=ended.lease.group_id, indices=(0, 1), attempt=ended.lease.attempt),
+    )
+    assert leases.renew("b", [other.lease], 1.0) == ()

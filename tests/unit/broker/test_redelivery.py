@@ -135,7 +135,7 @@ def test_an_error_is_cut_only_where_it_is_too_long_and_says_by_how_much() -> Non
 
 
 def test_of_very_many_errors_the_first_are_kept_and_the_rest_counted() -> None:
-    group = GroupRecord(0, prompt(), [], errors=[f"e{n}" for n in range(MAX_ERRORS + 3)])
+    group = GroupRecord(0, prompt(), [], errors=tuple(f"e{n}" for n in range(MAX_ERRORS + 3)))
     letter = dead_letter_of(group, "reason", ["last"])
     assert letter.errors[:2] == ("e0", "e1")
     assert letter.errors[MAX_ERRORS:] == ("4 more errors",)

@@ -10,9 +10,11 @@ from broker.groups import Phase
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerState
 from broker.snapshots import DEFAULT_PACE, Snapshot, unpack_snapshot
+from broker.telemetry import count_events
 from broker.wakeups import woken_by
 from common.errors import RefusedError
 from common.messages import LeaseRollouts, RolloutLease
+from common.metrics import Metrics
 from common.types import ReferenceHeader, Verdict, VerdictStatus, WeightVersion
 from tests.builders import version
 from tests.unit.broker.ledger_driver import GRADED, Driver
@@ -263,6 +265,19 @@ def test_groups_of_a_lost_branch_are_computed_again_under_the_reference_of_now(
     driver.set(OLD)
     driver.announce(version(0, 1))
     assert driver.pull(0) == group_ids[1:], "the first is being computed under another reference"
+
+
+def test_passes_that_are_done_again_after_a_reset_are_counted(driver: ReferenceDriver) -> None:
+    metrics = Metrics()
+    driver.judged(OLD)
+    num_before = len(driver.history)
+    driver.set(NEW)
+    while (lease := driver.lease_rollout()) is not None:
+        driver.answer(lease, NEW)
+    driver.judged(NEW)
+    count_events(metrics, driver.history[num_before:])
+    name = "headrace_reference_passes_repeated_total"
+    assert metrics.registry.get_sample_value(name) == driver.rules.group_size
 
 
 def test_telling_the_same_reference_again_changes_nothing(driver: ReferenceDriver) -> None:

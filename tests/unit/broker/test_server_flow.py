@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common import messages
@@ -12,7 +13,7 @@ from common.broker_socket import Incoming
 from common.codec import Decoded
 from common.credit import ALLOWANCE_BYTES
 from common.messages import AnyMessage, Reply
-from common.types import Role, RolloutId
+from common.types import ReferenceHeader, Role, RolloutId, Verdict, VerdictStatus
 from tests.builders import rollout_arrays, rollout_header, version
 from tests.unit.broker.test_server import POOL_BYTES, Bench
 
@@ -185,3 +186,28 @@ def test_who_asks_anew_does_not_overtake_those_who_wait(bench: Bench) -> None:
     sent = bench.turn(announced, asked(lease, peer=b"c"))
     served = [peer for peer, _, reply in sent if isinstance(reply, messages.PromptLeases)]
     assert served == [b"a"], "one group fits the window, and a has waited longest"
+
+
+def test_reference_log_probabilities_cost_credit_wherever_their_rollout_is(bench: Bench) -> None:
+    sample(bench)
+    num_tokens = ALLOWANCE_BYTES // 4 + 1
+    header = rollout_header(group_id=0, attempt=1, num_completion=num_tokens)
+    stored = msgspec.structs.replace(header, store="store-0")
+    bench.turn(asked(messages.SubmitRollout(rollout=stored, content_hash="c")))
+    bench.register(Role.VERIFIER, "v", b"v")
+    leased = only(bench.turn(asked(messages.LeaseRollouts(max_rollouts=1, wait_s=0), peer=b"v")))
+    assert isinstance(leased, messages.RolloutLeases)
+    verdict = messages.SubmitVerdict(
+        rollout_id=header.rollout_id,
+        verify_attempt=leased.leases[0].verify_attempt,
+        verdict=Verdict(status=VerdictStatus.GRADED, reward=1.0),
+        reference=ReferenceHeader(reference_version=version(0), num_tokens=num_tokens),
+    )
+    num_bytes = 4 * num_tokens
+    request = Incoming(b"v", 7, Decoded(7, verdict, [memoryview(bytes(num_bytes))]))
+    refused = only(bench.turn(request))
+    assert isinstance(refused, messages.Refused)
+    assert refused.code == "no_credit"
+    wish = messages.ReserveBytes(least=num_bytes, most=num_bytes, wait_s=5)
+    assert only(bench.turn(asked(wish, peer=b"v"))) == messages.Credit(num_bytes=num_bytes)
+    assert only(bench.turn(request)) == messages.Ack(outcome="accepted")

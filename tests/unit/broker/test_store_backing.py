@@ -20,7 +20,7 @@ SMALL = StoresConfig(segment_bytes=1 << 20, hot_bytes=0)
 
 
 def opened(folder: Path, settings: StoresConfig = SMALL) -> LogBacking:
-    return LogBacking(folder / "store-0", "run", settings)
+    return LogBacking.open(folder / "store-0", "run", settings)
 
 
 def put(backing: LogBacking, number: int) -> list[RolloutHeader]:
@@ -33,6 +33,19 @@ def put(backing: LogBacking, number: int) -> list[RolloutHeader]:
 
 def bytes_of(payload: Payload) -> list[bytes]:
     return [bytes(frame) for frame in payload[1]]
+
+
+@pytest.mark.parametrize("hot_bytes", [0, 1 << 20])
+def test_the_arrays_that_came_first_under_a_header_stay(tmp_path: Path, hot_bytes: int) -> None:
+    backing = opened(tmp_path, StoresConfig(segment_bytes=1 << 20, hot_bytes=hot_bytes))
+    (header,) = put(backing, 1)
+    num_bytes = backing.num_bytes
+    backing.add(header, rollout_arrays(num_prompt=3, num_completion=5, seed=99).frames())
+    backing.commit()
+    first = [bytes(frame) for frame in arrays_of(header.rollout_id).frames()]
+    assert bytes_of(backing.payload(header.rollout_id)) == first
+    assert backing.num_bytes == num_bytes
+    backing.close()
 
 
 @pytest.mark.parametrize("acks", ["durable", "relaxed"])

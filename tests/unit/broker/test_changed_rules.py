@@ -1,0 +1,77 @@
+"""A broker that starts again under another configuration keeps the promises of the new one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from broker import resume_rules
+from broker.admission import Staleness
+from broker.groups import Place
+from broker.ledger import Ledger
+from broker.step_rules import Pull, hand_over
+from tests.builders import version
+from tests.unit.broker.ledger_driver import Driver
+
+
+def restarted(driver: Driver, **changed: object) -> Driver:
+    """The ledger of ``driver``, replayed and adopted under other rules."""
+    rules = replace(driver.rules, **changed)  # type: ignore[arg-type] # test settings
+    again = Driver(announced=False)
+    again.rules = rules
+    again.engine.ledger = Ledger.replay(rules, None, driver.history)
+    again.do(resume_rules.adopt_rules(again.ledger))
+    return again
+
+
+def driver_at_step_two(staleness: Staleness = "wait") -> Driver:
+    """Two steps are done; groups of the first weights are open, and one of the newest."""
+    driver = Driver(max_policy_lag=3, staleness=staleness)
+    for _ in range(4):
+        driver.verified()
+    for step in range(2):
+        driver.step(step)
+    driver.verified(version(2))
+    return driver
+
+
+@pytest.mark.parametrize("staleness", ["wait", "drop_group"])
+def test_a_smaller_lag_holds_for_groups_that_were_sampled_under_a_larger_one(
+    staleness: Staleness,
+) -> None:
+    before = driver_at_step_two(staleness)
+    driver = restarted(before, max_policy_lag=1)
+    step = driver.ledger.state.policy_step
+    left = driver.ledger.groups.values()
+    lags = [
+        step - v.policy_step for g in left if g.place is Place.OPEN for v in g.sampling_versions()
+    ]
+    assert lags
+    assert max(lags) <= 1
+    assert len(before.ledger.groups) > len(driver.ledger.groups)
+
+
+def test_under_mask_tokens_a_smaller_lag_masks_instead() -> None:
+    driver = restarted(driver_at_step_two("mask_tokens"), max_policy_lag=1)
+    groups = driver.do(hand_over(driver.ledger, Pull(2, 2, ())))
+    assert groups is not None
+    for group in groups.groups:
+        for item in group.rollouts:
+            spans = item.rollout.version_spans
+            assert all(2 - spans[n].version.policy_step <= 1 for n in item.trained_spans)
+
+
+def test_fewer_groups_a_step_leave_no_group_behind_its_deadline() -> None:
+    before = Driver(groups_per_step=3, max_policy_lag=1)
+    assert before.num_leasable() == 6
+    driver = restarted(before, groups_per_step=1)
+    deadlines = sorted(g.deadline_step for g in driver.ledger.groups.values())
+    assert deadlines == [0, 1] or deadlines == [1, 1]
+
+
+def test_the_same_rules_change_nothing() -> None:
+    before = driver_at_step_two()
+    driver = restarted(before)
+    assert driver.ledger.state == before.ledger.state
+    assert not driver.history
