@@ -163,6 +163,15 @@ def secret_file_of(keys: Path, role: str, name: str) -> Path:
     return own if own.is_file() else keys / f"{role}{SECRET_SUFFIX}"
 
 
+def public_name_of(keys: Path, role: str, name: str) -> str:
+    """Whose public key proves the server ``name``: its own where there is one, else its role's.
+
+    The name came over the network: one that is more than a file's name has no key of its own.
+    """
+    is_plain = Path(name).name == name
+    return name if is_plain and (keys / f"{name}{KEY_SUFFIX}").is_file() else role
+
+
 def key_problems(keys: Path) -> list[FatalError]:
     """What is wrong with the keys in a directory, one error each."""
     problems: list[FatalError] = []

@@ -18,7 +18,7 @@ from common.types import Endpoint, Name, Record, RolloutHeader, RolloutId
 class PutRollouts(Message, frozen=True):
     """Keep the arrays of these rollouts: three frames each, in order.
 
-    The acknowledgement names what it promises; putting the same rollout again replaces it.
+    The acknowledgement names what it promises; putting the same rollout again changes nothing.
     """
 
     rollouts: Annotated[tuple[RolloutHeader, ...], msgspec.Meta(min_length=1, max_length=65536)]

@@ -27,7 +27,7 @@ class Backing(Protocol):
         ...
 
     def add(self, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
-        """Keep one rollout, in place of an earlier one of the same id.
+        """Keep one rollout, in place of another one of the same id; a second time changes nothing.
 
         Raises :class:`RefusedError` with code ``full`` where there is no room.
         """
@@ -69,11 +69,17 @@ class MemoryBacking:
         return self._num_bytes
 
     def add(self, header: RolloutHeader, frames: Sequence[Buffer]) -> None:
-        """Keep one rollout, in place of an earlier one of the same id."""
+        """As :meth:`Backing.add`; there is always room."""
+        if self._holds(header):
+            return
         self.forget(header.rollout_id)
         group = self._groups.setdefault(header.rollout_id.group_id, {})
         group[header.rollout_id] = (header, frames)
         self._num_bytes += sum(header.frame_bytes())
+
+    def _holds(self, header: RolloutHeader) -> bool:
+        known = self._groups.get(header.rollout_id.group_id, {}).get(header.rollout_id)
+        return known is not None and known[0] == header
 
     def commit(self) -> None:
         """Memory promises nothing that would have to be waited for."""

@@ -52,8 +52,8 @@ class Link(Requester, Protocol):
         ...
 
 
-OpenLink = Callable[[Callable[[], str]], Awaitable[Link]]
-"""Connects to the address that the function tells, which is asked again at each reconnect."""
+OpenLink = Callable[[str, Callable[[], str]], Awaitable[Link]]
+"""Connects to the server of this name at the address that the function tells at each reconnect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class StoreLinks:
         async with self._connecting.setdefault(store, asyncio.Lock()):
             if store not in self._links:
                 await self._find(store)
-                self._links[store] = await self._open_link(lambda: self._endpoints[store])
+                self._links[store] = await self._open_link(store, lambda: self._endpoints[store])
             return self._links[store]
 
     async def _find(self, store: str) -> None:

@@ -43,6 +43,7 @@ SENDERS: Mapping[type[Message], frozenset[Role]] = {
 
 MESSAGES_PER_TURN = 64
 IN_FLIGHT_BYTES = 128 << 20
+"""Arrays on their way in, and again on their way out: a larger frame never gets credit."""
 _IDLE_WAIT_S = 1.0
 _BUSY_WAIT_S = 0.01
 

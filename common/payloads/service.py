@@ -32,20 +32,22 @@ class Answered:
 class PayloadService:
     """Answers requests from a :class:`Backing`."""
 
-    def __init__(self, backing: Backing) -> None:
+    def __init__(self, backing: Backing, *, takes_puts: bool = True) -> None:
+        """Without ``takes_puts`` only this process itself adds to ``backing``."""
         self.backing = backing
+        self._takes_puts = takes_puts
 
     def handle(self, message: AnyMessage, frames: Sequence[Buffer]) -> Answered:
         """The answer to one message; what no payload server knows is refused."""
         try:
-            if isinstance(message, PutRollouts):
+            if isinstance(message, PutRollouts) and self._takes_puts:
                 return self._put(message, frames)
             if isinstance(message, FetchRollouts):
                 return self._fetch(message)
         except RefusedError as error:
             return Answered(Refused(code=error.code, reason=error.reason))
         kind = type(message).__name__
-        return Answered(Refused(code="malformed", reason=f"a payload server takes no {kind}"))
+        return Answered(Refused(code="malformed", reason=f"this payload server takes no {kind}"))
 
     def _put(self, message: PutRollouts, frames: Sequence[Buffer]) -> Answered:
         for place, header in enumerate(message.rollouts):

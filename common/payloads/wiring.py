@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.broker_socket import BrokerSocket
-from common.codec import Buffer, Decoded
+from common.codec import MAX_FRAME_BYTES, MAX_HEADER_BYTES, Buffer, Decoded
 from common.config import Config
 from common.endpoints import private_endpoint
 from common.lifecycle import Process
 from common.messages import Registered, Request
 from common.payloads.backing import Backing
 from common.payloads.client import Fetched, Link, PayloadClient, Requester, StoreLinks, Wanted
-from common.payloads.server import PayloadServer
+from common.payloads.server import IN_FLIGHT_BYTES, PayloadServer
 from common.payloads.service import PayloadService
-from common.security import ClientSecurity, ServerSecurity
+from common.security import ClientSecurity, ServerSecurity, public_name_of
 from common.transport import Channel
 from common.types import Role
 
@@ -30,8 +30,9 @@ _T = TypeVar("_T")
 
 
 def payload_server(process: Process, backing: Backing) -> PayloadServer:
-    """A server in front of ``backing``, bound, with the keys of its role if the run has keys.
+    """A server in front of ``backing``, bound, with its own keys if the run has keys.
 
+    An actor serves what it sampled itself: nobody puts arrays into its memory, nor large frames.
     Raises :class:`FatalError` when the address is taken or the keys are not in order.
     """
     config, metrics = process.config, process.metrics
@@ -41,19 +42,22 @@ def payload_server(process: Process, backing: Backing) -> PayloadServer:
         heartbeat_s=config.broker.heartbeat_s,
         lease_s=config.broker.dead_after_s,
     )
-    service = PayloadService(backing)
+    is_store = process.role == Role.STORE.value
+    service = PayloadService(backing, takes_puts=is_store)
+    max_frame_bytes = min(MAX_FRAME_BYTES, IN_FLIGHT_BYTES) if is_store else MAX_HEADER_BYTES
     endpoint = config.stores.endpoint
     if endpoint == "ipc":
         endpoint = private_endpoint(f"{config.run.directory}:{process.name}")
     if not config.security.keys:
-        return PayloadServer(BrokerSocket.bind(endpoint), service, identity, metrics)
+        plain = BrokerSocket.bind(endpoint, max_frame_bytes=max_frame_bytes)
+        return PayloadServer(plain, service, identity, metrics)
 
     def count(number: int) -> None:
         metrics.inc("headrace_connections_denied_total", number)
 
     keys = Path(config.security.keys)
     security = ServerSecurity.load(keys, process.role, process.name, count=count, log=process.log)
-    socket = BrokerSocket.bind(endpoint, secure=security.secure)
+    socket = BrokerSocket.bind(endpoint, secure=security.secure, max_frame_bytes=max_frame_bytes)
     return PayloadServer(socket, service, identity, metrics, role_of=security.role_of)
 
 
@@ -65,18 +69,21 @@ def advertised(endpoint: str) -> str:
 def store_links(config: Config, broker: Requester, role: Role, name: str) -> StoreLinks:
     """Connections to payload servers for the client ``name`` of the broker."""
     server = Role.ACTOR if config.stores.payloads == "direct" else Role.STORE
-    security = None
-    if config.security.keys:
-        keys = Path(config.security.keys)
-        security = ClientSecurity.load(keys, role, name, server=server.value)
 
-    async def open_link(endpoint: Callable[[], str]) -> Link:
+    def security_towards(store: str) -> ClientSecurity | None:
+        if not config.security.keys:
+            return None
+        keys = Path(config.security.keys)
+        known = public_name_of(keys, server.value, store)
+        return ClientSecurity.load(keys, role, name, server=known)
+
+    async def open_link(store: str, endpoint: Callable[[], str]) -> Link:
         return await Channel.connect(
             role=role,
             name=name,
             endpoint=endpoint,
             timeout_s=CONNECT_TIMEOUT_S,
-            security=security,
+            security=security_towards(store),
         )
 
     return StoreLinks(broker, open_link)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from broker.engine import PayloadStore
 from broker.events import AnyEvent
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
@@ -23,10 +22,11 @@ from common.codec import decode
 from common.messages import Acks, Refused, Register
 from common.types import Role
 from tests.fuzz.mutations import Parts, whole_message
-from tests.simulation.books import Books
-from tests.simulation.network import Connection, DealerSocket, Network
+from tests.simulation.books import Books, RecoveredJournal
+from tests.simulation.network import BROKER, Connection, DealerSocket, Network
+from tests.simulation.scenario import Scenario
 from tests.simulation.trace import Violation
-from tests.simulation.world import Scenario, World
+from tests.simulation.world import World
 
 _MESSAGES_A_TURN = 40
 _TURN_S = 0.01
@@ -55,8 +55,7 @@ class _Thrower(DealerSocket):
     def __init__(self, network: Network, peer: bytes, answers: Counter[str]) -> None:
         super().__init__(network, "thrower")
         self._answers = answers
-        router = network.router
-        assert router is not None
+        router = network.routers[BROKER]
         self._thrown = Connection("thrower", peer, self, router)
         router.peers[peer] = self._thrown
 
@@ -84,7 +83,7 @@ class _BlindBooks(Books):
     def event_happened(self, ledger: Ledger, event: AnyEvent) -> None:
         """See :meth:`Books.event_happened`."""
 
-    def check_recovered(self, ledger: Ledger, payloads: PayloadStore) -> None:
+    def check_recovered(self, ledger: Ledger, payloads: RecoveredJournal) -> None:
         """See :meth:`Books.check_recovered`."""
 
 

@@ -6,10 +6,11 @@ import argparse
 import itertools
 import logging
 import sys
+from pathlib import Path
 
 import structlog
 
-from tests.simulation.campaign import Campaign, run_campaign, shrink
+from tests.simulation.campaign import Campaign, run_campaign, shrink, write_report
 
 
 def main() -> int:
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100_000, help="steps in all, at least")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run's seed")
     parser.add_argument("--only", metavar="SEED", help='one run by its own seed, such as "7.12"')
+    parser.add_argument("--report", type=Path, help="JSON file that the campaign is added to")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     if options.only:
@@ -26,6 +28,8 @@ def main() -> int:
         seeds = (f"{options.seed}.{number}" for number in itertools.count())
     campaign = run_campaign(seeds, options.steps, _progress)
     _report(campaign, options.seed)
+    if options.report is not None:
+        write_report(options.report, options.seed, campaign)
     return _explain(campaign)
 
 
@@ -41,7 +45,11 @@ def _report(campaign: Campaign, seed: int) -> None:
         f"{campaign.virtual_s / 3600:.1f} simulated hours in {campaign.wall_s:.0f} s "
         f"({rate:.0f} steps/s)"
     )
-    for title, counts in (("faults", campaign.faults), ("what clients were told", campaign.tally)):
+    for title, counts in (
+        ("runs by configuration", campaign.configurations),
+        ("faults", campaign.faults),
+        ("what clients were told", campaign.tally),
+    ):
         print(f"{title} ({sum(counts.values())}):")
         for name, number in sorted(counts.items()):
             print(f"  {name:36} {number}")

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
 
+import msgspec
+import structlog
+
+from actors.generation.payload_place import InActor, InStore, PayloadPlace, WithBroker
 from common.messages import (
     Ack,
     Lease,
@@ -11,20 +18,26 @@ from common.messages import (
     PromptLeases,
     ReportWeights,
     ReturnLease,
-    SubmitRollout,
     WatchWeights,
     WeightNotice,
 )
+from common.metrics import Metrics
+from common.payloads.backing import MemoryBacking
+from common.payloads.producer import StoreProducer
 from common.types import WeightVersion
 from tests.builders import rollout_header, version
 from tests.simulation.books import Submission
 from tests.simulation.process import Process
+from tests.simulation.store import serving
 from tests.simulation.trace import Violation
 
 _MOST_HELD = 24
 _TAIL = 1.3
 """Exponent of the Pareto law of lengths: finite mean, no variance to speak of."""
 _LONGEST_S = 40.0
+_ROLLOUT_BYTES = 52
+_DIRECT_BYTES = 64 * _ROLLOUT_BYTES
+"""Room for arrays in one actor: enough for every open group, as the configuration's rule asks."""
 
 
 class Actor(Process):
@@ -33,6 +46,10 @@ class Actor(Process):
     serving: WeightVersion | None = None
     collects = False
     _earlier: WeightVersion | None = None
+
+    def __init__(self, *surroundings: Any, **options: Any) -> None:
+        super().__init__(*surroundings, **options)
+        self.payload_endpoint = f"sim://{self.name}" if self.payloads == "direct" else ""
 
     def serving_now(self) -> WeightVersion | None:
         """See :meth:`Process.serving_now`."""
@@ -45,10 +62,33 @@ class Actor(Process):
         elif self.random.random() < 0.5:
             self.serving = None
         self._sampling: dict[tuple[int, int], asyncio.Task[None]] = {}
-        async with asyncio.TaskGroup() as tasks:
+        async with AsyncExitStack() as stack:
+            self._place = await self._open_place(stack)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
             tasks.create_task(self.send_heartbeats())
             tasks.create_task(self._watch_weights())
             await self._lease_prompts(tasks)
+
+    async def _open_place(self, stack: AsyncExitStack) -> PayloadPlace:
+        """Where the configuration keeps the rollouts of this life."""
+        if self.payloads == "store":
+            producer = StoreProducer(self.links)
+            stack.push_async_callback(producer.close)
+            return InStore(producer)
+        if self.payloads == "direct":
+            backing = MemoryBacking()
+            await stack.enter_async_context(serving(self, backing))
+            return InActor(
+                backing,
+                self,
+                actor=self.name,
+                max_bytes=_DIRECT_BYTES,
+                max_rollout_bytes=_ROLLOUT_BYTES,
+                group_size=self.books.rules.group_size,
+                metrics=Metrics(),
+                log=structlog.stdlib.get_logger(),
+            )
+        return WithBroker()
 
     async def _watch_weights(self) -> None:
         while not self.collects:
@@ -67,11 +107,12 @@ class Actor(Process):
             if self.serving is None or len(self._sampling) >= _MOST_HELD:
                 await self.pause(0.5)
                 continue
+            room = await self._place.wait_for_room(lambda: len(self._sampling))
             if not self.collects and self.random.random() < self.behaviour.future_version:
                 await self._claim_the_future()
             asked = LeasePrompts(
                 serving=self.serving,
-                max_groups=self.random.randint(1, 3),
+                max_groups=min(self.random.randint(1, 3), room),
                 wait_s=self.random.uniform(0.5, 10.0),
             )
             reply = (await self.ask(asked)).message
@@ -123,14 +164,22 @@ class Actor(Process):
         header = rollout_header(
             group_id=lease.group_id, index=index, attempt=lease.attempt, spans=tuple(spans)
         )
+        header = msgspec.structs.replace(
+            header, actor=self.name, generation_s=self.random.random()
+        )  # no two rollouts are alike
         await self._send(Submission(header, "a"))
         if self.random.random() < self.behaviour.two_contents:
             await self._send(Submission(header, "b"))
 
     async def _send(self, submission: Submission) -> None:
         self.books.rollout_sent(submission)
-        reply = await self.ask(SubmitRollout(rollout=submission.header), submission.frames())
+        kept = await self._place.keep(submission.header, submission.frames())
+        submission = replace(submission, header=kept.message.rollout)
+        self.books.rollout_sent(submission)
+        reply = await self.ask(kept.message, kept.frames)
         assert isinstance(reply.message, Ack)
+        if reply.message.outcome != "accepted":
+            self._place.refuse(submission.header.rollout_id)
         self.books.rollout_answered(submission, reply.message.outcome)
 
     def on_revoked(self, lease: Lease) -> None:

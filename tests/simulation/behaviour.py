@@ -12,6 +12,8 @@ class Behaviour:
     infra_error: float = 0.0
     bad_input: float = 0.0
     wedge: float = 0.0
+    no_reference: float = 0.0
+    """A reference pass that fails; the verdict comes nevertheless."""
     forgotten_lease: float = 0.0
     """A lease that no heartbeat names, whose work takes long and is submitted nevertheless."""
     give_up: float = 0.0

@@ -9,18 +9,20 @@ never submitted), *duplicated* (in two surviving steps), *recovered* (never ackn
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from broker import events
-from broker.engine import PayloadStore
 from broker.events import AnyEvent
 from broker.groups import Place
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
 from common.codec import Buffer
 from common.messages import Lease, RolloutLease
+from common.payloads.backing import Backing
 from common.types import (
     EvictReason,
     RolloutHeader,
@@ -30,10 +32,21 @@ from common.types import (
     VerifiedGroup,
 )
 from tests.builders import rollout_arrays
+from tests.simulation.references import ReferenceBooks, ReferenceKeeper
 from tests.simulation.trace import Violation
 
+_CODES_WITHOUT_PAYLOADS = frozenset({"gone", "not_handed_over"})
+_CODES_AFTER_FORGETTING = frozenset({"unknown_lease"})
 MAX_CALM_LEASES = 10
 """Deliveries within which a waiting group is served once faults have stopped."""
+
+
+class RecoveredJournal(ReferenceKeeper, Protocol):
+    """What is asked of a journal that came back."""
+
+    def payload(self, rollout_id: RolloutId) -> tuple[RolloutHeader, Sequence[Buffer]]:
+        """Header and frames of one rollout."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +58,9 @@ class Submission:
 
     def frames(self) -> list[bytes]:
         """The arrays that belong to it, and to nothing else."""
-        rollout_id = self.header.rollout_id
-        seed = 1_000_003 * rollout_id.group_id + 1009 * rollout_id.index + rollout_id.attempt
+        header = self.header
+        name = f"{header.rollout_id} {header.actor} {header.generation_s}"
+        seed = zlib.crc32(name.encode())
         arrays = rollout_arrays(
             num_prompt=self.header.num_prompt_tokens,
             num_completion=self.header.num_completion_tokens,
@@ -75,6 +89,13 @@ class Books:
     committed_step: int = 0
     committed_incarnation: int = 0
     tally: Counter[str] = field(default_factory=Counter)
+    references: ReferenceBooks = field(default_factory=ReferenceBooks)
+    num_forgotten: int = 0
+    """Events that a relaxed broker has lost with its machine, as it may."""
+    num_payloads_lost: int = 0
+    _void: set[RolloutId | tuple[RolloutId, Verdict]] = field(default_factory=set)
+    """What was lost as it may be; its acknowledgement may still be under way."""
+    _deadlines: dict[int, int] = field(default_factory=dict)
     _attempts: set[int] = field(default_factory=set)
     _errors_sent: Counter[int] = field(default_factory=Counter)
     _errors_accepted: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -84,6 +105,12 @@ class Books:
     _bad_input_sent: set[int] = field(default_factory=set)
     _two_contents: set[int] = field(default_factory=set)
     _stepped: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def codes_of_loss(self) -> frozenset[str]:
+        """Refusals that clients must reckon with once something was lost that may be."""
+        codes = _CODES_AFTER_FORGETTING if self.num_forgotten else frozenset()
+        return codes | (_CODES_WITHOUT_PAYLOADS if self.num_payloads_lost else frozenset())
 
     # --- what actors are told ---------------------------------------------------------------------
 
@@ -99,7 +126,8 @@ class Books:
         known = self.submitted.setdefault(rollout_id, [])
         if submission not in known:
             known.append(submission)
-        if len({item.variant for item in known}) > 1:
+        contents = {(item.variant, item.header.generation_s) for item in known}
+        if len(contents) > 1:
             self._two_contents.add(rollout_id.group_id)
 
     def rollout_answered(self, submission: Submission, outcome: str) -> None:
@@ -109,7 +137,7 @@ class Books:
         self.tally[f"rollout {outcome}"] += 1
         if outcome == "quarantined" and group_id not in self._two_contents:
             raise Violation("G3", f"{rollout_id} was quarantined without cause", group_id)
-        if outcome != "accepted":
+        if outcome != "accepted" or rollout_id in self._void:
             return
         first = self.accepted.setdefault(group_id, {}).setdefault(rollout_id.index, submission)
         if first != submission:
@@ -123,21 +151,32 @@ class Books:
 
     # --- what verifiers are told ------------------------------------------------------------------
 
-    def rollout_leased(self, lease: RolloutLease, frames: Sequence[Buffer]) -> None:
-        """A verifier received a rollout."""
+    def rollout_leased(self, lease: RolloutLease) -> None:
+        """A verifier received a rollout, or its header."""
         rollout_id = lease.rollout.rollout_id
         self._granted(lease.verify_attempt, rollout_id.group_id)
         newest = self._newest_verification.get(rollout_id, 0)
         self._newest_verification[rollout_id] = max(newest, lease.verify_attempt)
         self._served(rollout_id.group_id, rollout_id.index)
-        self.check_content(lease.rollout, frames)
+        self._check_rollout(lease.rollout)
+        if lease.verdict is not None:
+            self._check_verdict(rollout_id, lease.verdict)
 
     def is_superseded(self, rollout_id: RolloutId, verify_attempt: int) -> bool:
-        """Whether a newer lease on the same rollout is known to somebody."""
-        return self._newest_verification[rollout_id] > verify_attempt
+        """Whether a newer lease on the same rollout is known to somebody.
 
-    def verdict_sent(self, rollout_id: RolloutId, verdict: Verdict) -> None:
-        """A verifier is about to send a verdict."""
+        Attempts that were granted in what a relaxed broker forgot are granted anew: they tell no
+        order of leases any more.
+        """
+        if self.num_forgotten:
+            return False
+        return self._newest_verification.get(rollout_id, 0) > verify_attempt
+
+    def verdict_sent(self, rollout_id: RolloutId, verdict: Verdict, *, is_own: bool) -> None:
+        """A verifier is about to send a verdict: its own, or one that stands."""
+        if not is_own:
+            self.tally["reference passes alone"] += 1
+            return
         self.verdicts_sent.setdefault(rollout_id, []).append(verdict)
         if verdict.status is VerdictStatus.INFRA_ERROR:
             self.error_sent(rollout_id.group_id)
@@ -156,7 +195,7 @@ class Books:
                 text = f"an error under an old lease ended a newer one on {rollout_id}"
                 raise Violation("G7", text, rollout_id.group_id)
             self._errors_accepted[rollout_id.group_id, rollout_id.index] += 1
-        elif verdict.status.is_judged:
+        elif verdict.status.is_judged and not self._void & {rollout_id, (rollout_id, verdict)}:
             first = self.verdicts_accepted.setdefault(rollout_id, verdict)
             if first != verdict:
                 raise Violation(
@@ -225,7 +264,15 @@ class Books:
 
     def event_happened(self, ledger: Ledger, event: AnyEvent) -> None:
         """The ledger decided; an end must have a cause that some client knows of."""
-        if isinstance(event, events.HandedOver):
+        if isinstance(event, events.Leased | events.Restamped):
+            self._deadlines[event.group_id] = ledger.groups[event.group_id].deadline_step
+        elif isinstance(event, events.Generated):
+            self._deadlines[event.rollout.rollout_id.group_id] = event.deadline_step
+        elif isinstance(event, events.VerifyLeased):
+            self._check_judged_once(ledger, event)
+        elif isinstance(event, events.PayloadLost):
+            self._payload_lost(event)
+        elif isinstance(event, events.HandedOver):
             self.handed_over.update(event.group_ids)
         elif isinstance(event, events.Stepped):
             self._stepped[event.policy_step] = event.group_ids
@@ -240,11 +287,42 @@ class Books:
             self._check_put_back(ledger)
         elif isinstance(event, events.Evicted):
             for group_id in event.group_ids:
-                self._check_eviction(group_id, event.reason)
+                self._check_eviction(ledger, group_id, event.reason)
             self._end(event.group_ids, event.reason.value)
         elif isinstance(event, events.DeadLettered):
             self._check_dead_letter(event.group_id)
             self._end([event.group_id], "dead_lettered")
+
+    def _check_judged_once(self, ledger: Ledger, event: events.VerifyLeased) -> None:
+        """A rollout whose verdict was acknowledged is leased with it, for its reference alone."""
+        item = ledger.groups[event.group_id].indices[event.index]
+        assert item.rollout is not None
+        told = self.verdicts_accepted.get(item.rollout.rollout_id)
+        if told is not None and item.verdict != told:
+            text = f"{item.rollout.rollout_id} is judged again, it has {told}"
+            raise Violation("G3", text, event.group_id)
+
+    def _payload_lost(self, event: events.PayloadLost) -> None:
+        """Only arrays in an actor's memory may be lost; the answer is then as if never given."""
+        self.num_payloads_lost += 1
+        self.tally["payloads lost"] += 1
+        self._void.add(RolloutId(event.group_id, event.index, event.attempt))
+        submission = self.accepted.get(event.group_id, {}).get(event.index)
+        if submission is None or submission.header.rollout_id.attempt != event.attempt:
+            return
+        if not (submission.header.store == submission.header.actor or self.num_forgotten):
+            raise Violation("lost", f"the arrays of {submission.header}", event.group_id)
+        self._withdraw(event.group_id, event.index)
+
+    def _withdraw(self, group_id: int, index: int) -> None:
+        """What was said about an answer is void."""
+        known = self.accepted.get(group_id, {})
+        submission = known.pop(index, None)
+        if not known:
+            self.accepted.pop(group_id, None)
+        if submission is not None:
+            self.verdicts_accepted.pop(submission.header.rollout_id, None)
+        self.references.forget(group_id)
 
     def _check_put_back(self, ledger: Ledger) -> None:
         """A learner starts anew: nothing may stay with the one before."""
@@ -263,9 +341,12 @@ class Books:
             self.ended[group_id] = how
             self.tally[f"group {how}"] += 1
 
-    def _check_eviction(self, group_id: int, reason: EvictReason) -> None:
+    def _check_eviction(self, ledger: Ledger, group_id: int, reason: EvictReason) -> None:
+        is_overdue = self._deadlines.get(group_id, 0) < ledger.state.policy_step
         causes = {
-            EvictReason.STALE: self.num_forks > 0,
+            EvictReason.STALE: self.num_forks > 0
+            or (self.rules.staleness == "drop_group" and is_overdue),
+            EvictReason.ALL_MASKED: self._is_all_too_old(ledger, group_id),
             EvictReason.QUARANTINED: group_id in self._two_contents,
             EvictReason.ZERO_ADVANTAGE: self.rules.dynamic_sampling
             or group_id in self.eviction_sent,
@@ -273,6 +354,19 @@ class Books:
         }
         if not causes.get(reason, False):
             raise Violation("G1", f"group {group_id} was evicted as {reason} without cause")
+
+    def _is_all_too_old(self, ledger: Ledger, group_id: int) -> bool:
+        """Whether no token of a group may be trained any more."""
+        if self.rules.staleness != "mask_tokens":
+            return False
+        oldest = ledger.state.policy_step - self.rules.max_policy_lag
+        steps = [
+            ledger.state.timeline.effective_step(span.version)
+            for submission in self.accepted.get(group_id, {}).values()
+            for span in submission.header.version_spans
+            if span.start < submission.header.num_completion_tokens
+        ]
+        return max(steps, default=-1) < oldest
 
     def _check_dead_letter(self, group_id: int) -> None:
         if group_id in self._bad_input_sent:
@@ -283,7 +377,49 @@ class Books:
 
     # --- after a restart of the broker ------------------------------------------------------------
 
-    def check_recovered(self, ledger: Ledger, payloads: PayloadStore) -> None:
+    def forget(self, lost: Sequence[AnyEvent]) -> None:
+        """A relaxed broker lost these with its machine: what was said about answers is void.
+
+        What the consumer was told is not: the journal syncs that in any case.
+        """
+        self.num_forgotten += len(lost)
+        self.tally["events forgotten"] += len(lost)
+        for event in lost:
+            if isinstance(event, events.Generated):
+                rollout_id = event.rollout.rollout_id
+                self._void.add(rollout_id)
+                self._withdraw(rollout_id.group_id, rollout_id.index)
+            elif isinstance(event, events.Verified):
+                self._forget_verdict(event)
+            elif isinstance(event, events.VerifyReleased):
+                self._errors_accepted[event.group_id, event.index] = 0
+            elif isinstance(event, events.Leased | events.VerifyLeased):
+                self._attempts.discard(event.attempt)
+        if lost:
+            self._newest_verification.clear()
+            self.references.epoch += 1
+
+    def _forget_verdict(self, event: events.Verified) -> None:
+        for rollout_id in list(self.verdicts_sent):
+            if (rollout_id.group_id, rollout_id.index) == (event.group_id, event.index):
+                self._void.add((rollout_id, event.verdict))
+                self.verdicts_accepted.pop(rollout_id, None)
+        self.references.forget(event.group_id)
+
+    def check_store(self, name: str, payloads: Backing) -> None:
+        """A payload store came back: all that was acknowledged must be there until it has ended."""
+        for group_id, by_index in self.accepted.items():
+            for submission in by_index.values():
+                header = submission.header
+                if group_id in self.ended or header.store != name:
+                    continue
+                try:
+                    _, frames = payloads.payload(header.rollout_id)
+                except KeyError:
+                    raise Violation("lost", f"the arrays of {header}", group_id) from None
+                self.check_content(header, frames)
+
+    def check_recovered(self, ledger: Ledger, payloads: RecoveredJournal) -> None:
         """A broker came back: all that was acknowledged must be there, or have ended by its log."""
         for group_id in [group for group in self.ended if group in ledger.groups]:
             del self.ended[group_id]  # the end was never durable, so nobody may have been told
@@ -300,11 +436,13 @@ class Books:
                 item = group.indices[index]
                 if item.rollout != submission.header:
                     raise Violation("lost", f"{submission.header} was acknowledged", group_id)
-                header, frames = payloads.payload(submission.header.rollout_id)
-                self.check_content(header, frames)
+                header = submission.header
+                if not header.store:
+                    self.check_content(*payloads.payload(header.rollout_id))
                 verdict = self.verdicts_accepted.get(header.rollout_id)
                 if verdict is not None and item.verdict != verdict:
                     raise Violation("lost", f"{verdict} on {header.rollout_id}", group_id)
+        self.references.check_recovered(ledger, payloads)
         self._check_committed(ledger)
 
     def _check_committed(self, ledger: Ledger) -> None:

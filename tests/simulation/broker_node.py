@@ -17,10 +17,12 @@ from broker.events import AnyEvent
 from broker.exchange import Identity
 from broker.fleet import Fleet
 from broker.handlers import Handlers
-from broker.journal.journal import Journal
+from broker.journal.journal import RELAXED_WINDOW_S, Acks, Journal
+from broker.journal.log import Log
 from broker.leases import LeaseTable
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
+from broker.resume_rules import adopt_rules
 from broker.server import Server
 from broker.watchdog import Watchdog
 from common.broker_socket import BrokerSocket
@@ -33,7 +35,7 @@ from tests.scripted_prompts import ScriptedPrompts
 from tests.simulation.books import Books
 from tests.simulation.disk import Disk, PowerLost
 from tests.simulation.network import Network, RouterSocket, SimulatedContext, as_context, as_socket
-from tests.simulation.sync_thread import VirtualSyncThread
+from tests.simulation.sync_thread import VirtualSyncer, VirtualSyncThread
 from tests.simulation.trace import Violation
 from tests.simulation.virtual_time import VirtualClock, VirtualLoop
 
@@ -43,15 +45,36 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 2.0
 LEASE_S = 15.0
 _RESTART_S = 3.0
+_SLACK_S = 0.1
 _POOLS_BYTES = (160, 400, 1 << 20)
 """Byte credit: for three rollouts at a time, for some, for all."""
+
+
+class History:
+    """Every event of all lives of a broker and when it happened, but for those that were lost."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.events: list[AnyEvent] = []
+        self._times_s: list[float] = []
+        self._clock = clock
+
+    def add(self, event: AnyEvent) -> None:
+        """An event was applied."""
+        self.events.append(event)
+        self._times_s.append(self._clock())
+
+    def cut(self, num_kept: int) -> list[tuple[float, AnyEvent]]:
+        """Only so many survive; returns the others, each with its time."""
+        lost = list(zip(self._times_s[num_kept:], self.events[num_kept:], strict=True))
+        del self.events[num_kept:], self._times_s[num_kept:]
+        return lost
 
 
 class CheckedLedger(Ledger):
     """A ledger that checks conservation after every event and shows it to the oracle."""
 
     books: Books | None = None
-    history: list[AnyEvent] | None = None
+    history: History | None = None
     """Takes every event, if it is there."""
 
     def apply(self, event: AnyEvent) -> None:
@@ -63,7 +86,7 @@ class CheckedLedger(Ledger):
         if counted != (0, leased, len(self.groups) - leased):
             raise Violation("G2", f"{counts} after {event}")
         if self.history is not None:
-            self.history.append(event)
+            self.history.add(event)
         if self.books is not None:
             self.books.event_happened(self, event)
 
@@ -101,7 +124,9 @@ class BrokerNode:
         rules: LedgerRules,
         seeded: random.Random,
         num_prompts: int | None,
+        acks: Acks = "durable",
     ) -> None:
+        self._acks = acks
         self._loop = loop
         self._network = network
         self._disk = disk
@@ -115,9 +140,12 @@ class BrokerNode:
         self._serving: asyncio.Task[None] | None = None
         self._replies_left = -1
         self.ledger: Ledger = CheckedLedger(rules)
-        self._history: list[AnyEvent] = []
-        """Every event of all lives, but for those that were lost."""
+        self._history = History(loop.time)
+        self._may_forget_since_s = float("inf")
+        """What happened later may be gone: the promise of relaxed acknowledgements."""
         self._journal: Journal | None = None
+        self._safe_s = 0.0
+        """What happened before is durable, as far as the lives that ended have promised."""
 
     @property
     def payload_groups(self) -> Collection[int]:
@@ -136,7 +164,7 @@ class BrokerNode:
                 server, journal = self._assemble()
                 self._journal = journal
             except Killed:
-                self._disk.restore_power()
+                self._restore_power()
                 continue
             except JournalError as error:
                 if not self._disk.is_full:
@@ -144,14 +172,22 @@ class BrokerNode:
                 self._network.trace.step(f"broker did not start: {error}")
                 await asyncio.sleep(_RESTART_S)
                 continue
+            started_s, self._may_forget_since_s = self._loop.time(), float("inf")
             self._serving = asyncio.create_task(server.serve(), name="broker")
             try:
                 await asyncio.wait({self._serving})
                 self._check_death(self._serving)
             finally:
                 self._stop(journal)
+            unsafe_s = RELAXED_WINDOW_S + 2 * self._disk.fake.sync_s + _SLACK_S
+            self._safe_s = max(started_s, self._loop.time() - unsafe_s)
             await asyncio.sleep(_RESTART_S * self._random.random())
-            self._disk.restore_power()
+            self._restore_power()
+
+    def _restore_power(self) -> None:
+        """Start the machine again; only if that had stopped may a relaxed broker forget."""
+        if self._disk.restore_power() and self._acks == "relaxed":
+            self._may_forget_since_s = min(self._safe_s, self._disk.full_since_s)
 
     def kill(self) -> None:
         """As ``kill -9`` does: what was written stays, nothing more is written or sent."""
@@ -180,6 +216,15 @@ class BrokerNode:
                 sync()
 
         return VirtualSyncThread(self._loop, sync_s, self._die_in_thread, at_once, when_done)
+
+    def make_syncer(self, log: Log, window_s: float) -> VirtualSyncer:
+        """What the journal of this life syncs with where acknowledgements are relaxed."""
+        disk = self._disk
+
+        def die() -> None:
+            self._die_in_thread()
+
+        return VirtualSyncer(self._loop, disk.fake.sync_s, die, log, window_s)
 
     def _die_in_thread(self) -> None:
         if self._serving is not None:
@@ -218,9 +263,11 @@ class BrokerNode:
 
     def _check_replay(self, ledger: Ledger, journal: Journal) -> None:
         """Snapshot and events must lead to the same state as all events from the first on."""
-        del self._history[journal._next_event :]
-        if Ledger.replay(self._rules, None, self._history).state != ledger.state:
-            raise Violation("G1", f"event {len(self._history)} was to lead to another state")
+        lost = self._history.cut(journal._next_event)
+        since_s = self._may_forget_since_s
+        self._books.forget([event for at_s, event in lost if at_s >= since_s])
+        if Ledger.replay(self._rules, None, self._history.events).state != ledger.state:
+            raise Violation("G1", f"event {len(self._history.events)} was to lead to another state")
 
     def _assemble(self) -> tuple[Server, Journal]:
         self._num_lives += 1
@@ -228,18 +275,22 @@ class BrokerNode:
         clock = VirtualClock(self._loop)
         if self._disk.flips_next:
             self._flip_a_bit()
-        journal = self._disk.open_journal()
+        journal = self._disk.open_journal(acks=self._acks)
         state, history = journal.load()
         ledger = CheckedLedger.replay(self._rules, state, history)
         self._check_replay(ledger, journal)
         journal.drop_payloads([g for g in journal.payload_groups if g not in ledger.groups])
         self._books.check_recovered(ledger, journal)
+        if adopted := adopt_rules(ledger).events:
+            raise Violation("restart", f"the same rules were adopted by {adopted}")
         checked = cast("CheckedLedger", ledger)
         checked.books, checked.history = self._books, self._history
         self.ledger = ledger
         engine = Engine(ledger, LeaseTable(LEASE_S), journal, clock.now_s())
         fleet = Fleet(LEASE_S)
-        identity = Identity("simulation", f"life-{self._num_lives}", HEARTBEAT_S, LEASE_S)
+        identity = Identity(
+            "simulation", f"life-{self._num_lives}", HEARTBEAT_S, LEASE_S, promise=self._acks
+        )
         consumer = Role.LEARNER if self._rules.kind == "train" else Role.COLLECTOR
         watchdog = Watchdog(
             (Role.ACTOR, Role.VERIFIER, consumer),
@@ -255,7 +306,7 @@ class BrokerNode:
             journal=journal,
             engine=engine,
             fleet=fleet,
-            handlers=Handlers(engine, fleet, self._prompts, identity),
+            handlers=Handlers(engine, fleet, self._prompts, identity, references=journal),
             watchdog=watchdog,
             clock=clock,
             metrics=Metrics(),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.simulation.world import Outcome, Scenario, simulate
+from deploy.bench.result import hardware_name
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import Outcome, simulate
 
 
 @dataclass
@@ -21,6 +25,8 @@ class Campaign:
     wall_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
     tally: Counter[str] = field(default_factory=Counter)
+    configurations: Counter[str] = field(default_factory=Counter)
+    """Runs under each value of each key that varies."""
     trace_hash: int = 0
     """Of all runs: equal hashes mean that every step of every run was the same."""
     failed: tuple[str, Outcome] | None = None
@@ -28,6 +34,7 @@ class Campaign:
     def add(self, seed: str, outcome: Outcome) -> None:
         """Count one run in."""
         self.num_runs += 1
+        self.configurations.update(Scenario.draw(seed).configuration())
         self.trace_hash = zlib.crc32(outcome.trace_hash.to_bytes(4, "big"), self.trace_hash)
         self.num_steps += outcome.num_steps
         self.virtual_s += outcome.virtual_s
@@ -50,6 +57,33 @@ def run_campaign(
         if campaign.failed or campaign.num_steps >= min_steps:
             break
     return campaign
+
+
+def write_report(path: Path, seed: int, campaign: Campaign) -> None:
+    """Write what was simulated and found; a campaign of the same seed replaces the one before."""
+    report = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    failed = campaign.failed
+    broken = [] if failed is None else [f"seed {failed[0]} breaks {failed[1].violation}"]
+    campaigns = report.get("campaigns", {})
+    campaigns[str(seed)] = {
+        "runs": campaign.num_runs,
+        "steps": campaign.num_steps,
+        "simulated_hours": round(campaign.virtual_s / 3600, 1),
+        "wall_s": round(campaign.wall_s, 1),
+        "trace_hash": f"{campaign.trace_hash:08x}",
+        "violations": broken,
+        "configurations": dict(sorted(campaign.configurations.items())),
+        "faults": dict(sorted(campaign.faults.items())),
+        "told": dict(sorted(campaign.tally.items())),
+    }
+    report = {
+        "name": "simulation",
+        "hardware": hardware_name(),
+        "steps": sum(item["steps"] for item in campaigns.values()),
+        "violations": [text for item in campaigns.values() for text in item["violations"]],
+        "campaigns": campaigns,
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def shrink(seed: str) -> tuple[Outcome, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from common.messages import CommitStep, EndRun, FetchRollouts, Groups, PullGroups, Rollouts
+from common.messages import CommitStep, EndRun, Groups, PullGroups
 from tests.simulation.process import Process
 from tests.simulation.trace import Violation
 
@@ -34,17 +34,14 @@ class Collector(Process):
             assert isinstance(reply, Groups)
             if reply.exhausted:
                 return
+            whole = []
             for group in reply.groups:
                 self.books.group_delivered(group)
                 if group.group_id in self.books.collected:
                     raise Violation("duplicated", f"group {group.group_id} came after its commit")
-                wanted = tuple(item.rollout.rollout_id for item in group.rollouts)
-                fetched = await self.ask(FetchRollouts(rollout_ids=wanted))
-                assert isinstance(fetched.message, Rollouts)
-                for place, header in enumerate(fetched.message.rollouts):
-                    frames = fetched.frames[3 * place : 3 * place + 3]
-                    self.books.check_content(header, frames)
-            group_ids = tuple(group.group_id for group in reply.groups)
+                if await self.fetch([item.rollout for item in group.rollouts]):
+                    whole.append(group.group_id)
+            group_ids = tuple(whole)
             if group_ids:
                 await self.ask(CommitStep(incarnation=0, policy_step=0, group_ids=group_ids))
                 self.books.collected.update(group_ids)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from broker.journal.files import Files
-from broker.journal.journal import Journal
+from broker.journal.journal import Acks, Journal
 from broker.journal.records import (
     MAGIC,
     SEGMENT_HEADER_BYTES,
@@ -84,16 +84,19 @@ class Disk:
         self.is_full = False
         self.has_failed = False
         self.flips_next = False
+        self.full_since_s = float("inf")
+        """Since when the disk may have held up what was to be written."""
         self._pace = _pace(seeded)
         self._random = seeded
         self._clock = loop.time
         self._forgets = False
 
-    def open_journal(self, files: Files | None = None) -> Journal:
+    def open_journal(self, files: Files | None = None, acks: Acks = "durable") -> Journal:
         """The journal as it is found; every life of a broker opens it anew."""
         return Journal(
             DIRECTORY,
             RUN_ID,
+            acks=acks,
             segment_bytes=SEGMENT_BYTES,
             cache_bytes=_CACHE_BYTES,
             files=files or self.fake,
@@ -127,6 +130,7 @@ class Disk:
     def fill(self) -> None:
         """Leave next to no space."""
         self.is_full = True
+        self.full_since_s = min(self.full_since_s, self._clock())
         self.fake.capacity = self.fake.used + self._random.randrange(_ROOM_BYTES)
 
     def fail_syncs(self) -> None:
@@ -139,15 +143,17 @@ class Disk:
         self.is_full = False
         self.fake.capacity = None
 
-    def restore_power(self) -> None:
-        """The machine, or only the process, starts again."""
-        if self._forgets:
+    def restore_power(self) -> bool:
+        """The machine starts again, or only the process; returns whether it was the machine."""
+        has_forgotten = self._forgets
+        if has_forgotten:
             self.fake.crash(self._random)
         else:
             self.fake.kill()
         self.fake.failing.clear()
         self.fake.history.clear()
         self.is_off = self.has_failed = self._forgets = False
+        return has_forgotten
 
     # --- damage at rest ---------------------------------------------------------------------------
 
@@ -206,7 +212,7 @@ class Disk:
         arrays = {}
         for group in ledger.groups.values():
             for item in group.indices:
-                if item.rollout is not None:
+                if item.rollout is not None and not item.rollout.store:
                     rollout_id = item.rollout.rollout_id
                     frames = journal.payload(rollout_id)[1]
                     arrays[rollout_id] = [bytes(frame) for frame in frames]

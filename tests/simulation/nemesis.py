@@ -32,6 +32,7 @@ BEHAVIOURS = {
     "late_publish": 0.3,
     "fork": 0.4,
     "kill_point": 0.03,
+    "no_reference": 0.1,
 }
 
 

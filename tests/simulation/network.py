@@ -22,7 +22,9 @@ import zmq.asyncio
 
 from common.codec import Buffer
 from tests.simulation.trace import Trace
+from tests.simulation.virtual_time import VirtualLoop
 
+BROKER = "sim://broker"
 DEAD_LINK_S = 10.0
 """Silence after which both ends give a connection up, as the real sockets' heartbeats do."""
 
@@ -76,15 +78,13 @@ class Connection:
 
 
 class Network:
-    """All connections of a world. ``blocked`` holds (client, towards_broker) of partitions."""
+    """All connections of a world. ``blocked`` holds (client, towards_server) of partitions."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, seeded: random.Random, trace: Trace
-    ) -> None:
+    def __init__(self, loop: VirtualLoop, seeded: random.Random, trace: Trace) -> None:
         self.loop = loop
         self.trace = trace
         self.quality = LinkQuality()
-        self.router: RouterSocket | None = None
+        self.routers: dict[str, RouterSocket] = {}
         self.blocked: set[tuple[str, bool]] = set()
         self.frozen: set[str] = set()
         self._random = seeded
@@ -103,14 +103,15 @@ class Network:
             return
         client = dealer.client
         reachable = client not in self.frozen and not self._is_blocked(client)
-        if self.router is None or self.router.is_closed or not reachable:
+        router = self.routers.get(dealer.endpoint)
+        if router is None or router.is_closed or not reachable:
             self.connect(dealer)
             return
         self._num_connections += 1
         peer = self._num_connections.to_bytes(5, "big")
-        connection = Connection(client, peer, dealer, self.router)
+        connection = Connection(client, peer, dealer, router)
         self._connections.append(connection)
-        self.router.peers[peer] = connection
+        router.peers[peer] = connection
         dealer.on_connected(connection)
 
     def carry(self, connection: Connection, to_broker: bool, parts: list[bytes]) -> None:
@@ -256,6 +257,7 @@ class DealerSocket(_Inbox):
     def __init__(self, network: Network, client: str) -> None:
         super().__init__(network)
         self.client = client
+        self.endpoint = ""
         self._connection: Connection | None = None
         self._unsent: list[list[bytes]] = []
         self._monitor = MonitorSocket(network.loop)
@@ -268,7 +270,8 @@ class DealerSocket(_Inbox):
         """Nobody listens any more."""
 
     def connect(self, endpoint: str) -> None:
-        """Start connecting; the broker is wherever it is."""
+        """Start connecting to whoever listens there, by now or later."""
+        self.endpoint = endpoint
         self.network.connect(self)
 
     async def send_multipart(self, parts: Sequence[Buffer], copy: bool = True) -> None:
@@ -304,16 +307,17 @@ class DealerSocket(_Inbox):
 
 
 class RouterSocket(_Inbox):
-    """The broker's raw socket, which never waits; ``peers`` are those that it can answer."""
+    """A server's raw socket, which never waits; ``peers`` are those that it can answer."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, endpoint: str = BROKER) -> None:
         super().__init__(network)
+        self._endpoint = endpoint
         self.peers: dict[bytes, Connection] = {}
         self.before_send: Callable[[], None] = lambda: None
         self.on_readable: Callable[[], None] | None = None
         self._reading: deque[Part] = deque()
         self._sending: list[bytes] = []
-        network.router = self
+        network.routers[endpoint] = self
 
     def getsockopt(self, option: int) -> int:
         """Whether there is another message, or another part of this one."""
@@ -322,8 +326,8 @@ class RouterSocket(_Inbox):
         return zmq.POLLIN if self._messages else 0
 
     def getsockopt_string(self, option: int) -> str:
-        """Where the broker listens."""
-        return "sim://broker"
+        """Where the server listens."""
+        return self._endpoint
 
     def recv(self, flags: int = 0, copy: bool = True) -> bytes | Part:
         """The next part of the present message, or the first of the next one."""
@@ -334,7 +338,7 @@ class RouterSocket(_Inbox):
         part = self._reading.popleft()
         return part.bytes if copy else replace(part, more=bool(self._reading))
 
-    def send(self, part: Buffer, flags: int = 0, copy: bool = True) -> None:
+    def send(self, part: Buffer, flags: int = 0, copy: bool = True, track: bool = False) -> None:
         """Send a part; raises as a router does when the peer is gone."""
         if not self._sending:
             self.before_send()
@@ -382,7 +386,7 @@ class MonitorSocket:
 
     async def recv_multipart(self) -> list[bytes]:
         """The next event as the wire has it."""
-        return [_EVENT.pack(self._events.popleft(), 0), b"sim://broker"]
+        return [_EVENT.pack(self._events.popleft(), 0), BROKER.encode()]
 
     def close(self, linger: int = 0) -> None:
         """Nobody listens any more."""

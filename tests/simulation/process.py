@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,15 +14,20 @@ from common.codec import Buffer, Decoded
 from common.errors import RefusedError, RequestTimeoutError
 from common.liveness import Backoff
 from common.messages import Heartbeat, HeartbeatReply, Lease, Request
+from common.payloads.client import PayloadClient, StoreLinks, Wanted
+from common.payloads.wiring import CONNECT_TIMEOUT_S
 from common.transport import Channel
-from common.types import Role, WeightVersion
+from common.types import Role, RolloutHeader, WeightVersion
 from tests.simulation.behaviour import Behaviour
 from tests.simulation.books import Books
-from tests.simulation.network import Network, SimulatedContext, as_context
+from tests.simulation.network import BROKER, Network, SimulatedContext, as_context
 
+Payloads = Literal["broker", "store", "direct"]
 HEARTBEAT_S = 2.0
 _RESTART_S = 8.0
 _REQUEST_S = 60.0
+_PATIENCE_S = 900.0
+"""Longer than any fault lasts: what a store has promised must come in the end."""
 
 
 class Process(ABC):
@@ -36,8 +41,13 @@ class Process(ABC):
         books: Books,
         behaviour: Behaviour,
         seeded: random.Random,
+        payloads: Payloads = "broker",
     ) -> None:
         self.name = name
+        self.network = network
+        self.payloads = payloads
+        self.payload_endpoint = ""
+        """Where this process serves arrays, if it does."""
         self.books = books
         self.behaviour = behaviour
         self.random = seeded
@@ -47,12 +57,12 @@ class Process(ABC):
         self.groups: dict[int, int] = {}
         self._role = role
         self._forgotten: set[int] = set()
-        self._network = network
         self._awake = asyncio.Event()
         self._awake.set()
         self._life: asyncio.Task[None] | None = None
         self._num_lives = 0
         self._channel: Channel | None = None
+        self.links = self._new_links()
 
     @abstractmethod
     async def live(self) -> None:
@@ -79,12 +89,12 @@ class Process(ABC):
     def freeze(self) -> None:
         """Stop, as SIGSTOP does: nothing is sent, nothing received."""
         self._awake.clear()
-        self._network.freeze(self.name)
+        self.network.freeze(self.name)
 
     def thaw(self) -> None:
         """Go on as if nothing had happened."""
         self._awake.set()
-        self._network.thaw(self.name)
+        self.network.thaw(self.name)
 
     async def _one_life(self) -> None:
         self._num_lives += 1
@@ -92,22 +102,51 @@ class Process(ABC):
         self.groups.clear()
         self._forgotten.clear()
         try:
-            self._channel = await self._connect()
+            self.links = self._new_links()
+            self._channel = await self._connect(lambda: BROKER, _REQUEST_S)
             await self.live()
         except* RequestTimeoutError:
-            self._network.trace.step(f"{self.name} gave up")
+            self.network.trace.step(f"{self.name} gave up")
         except* RefusedError as group:
             codes = set(_refusals(group))
-            if not codes <= {"sealed", "name_taken"}:
+            if not codes <= {"sealed", "name_taken"} | self.books.codes_of_loss:
                 raise
             self.is_done = "sealed" in codes
+            self.on_refused(codes)
         finally:
+            await self.links.close()
             if self._channel is not None:
                 await self._channel.close()
                 self._channel = None
 
-    async def _connect(self) -> Channel:
-        context = as_context(SimulatedContext(self._network, self.name))
+    def on_refused(self, codes: Collection[str]) -> None:  # noqa: B027 # most do not care
+        """The broker has refused something, which ended this life."""
+
+    def _new_links(self) -> StoreLinks:
+        async def open_link(_: str, endpoint: Callable[[], str]) -> Channel:
+            return await self._connect(endpoint, CONNECT_TIMEOUT_S)
+
+        return StoreLinks(self, open_link)
+
+    def new_payload_client(self) -> PayloadClient:
+        """Reads arrays from wherever they are."""
+        return PayloadClient(
+            self,
+            self.links,
+            patience_s=_PATIENCE_S,
+            gone_with_its_server=self.payloads == "direct",
+        )
+
+    async def fetch(self, headers: Sequence[RolloutHeader]) -> bool:
+        """Fetch and check the arrays of these rollouts; False when some are lost."""
+        fetched = await self.new_payload_client().fetch([Wanted.of(header) for header in headers])
+        for header, item in zip(headers, fetched, strict=True):
+            if item is not None:
+                self.books.check_content(header, item.frames)
+        return None not in fetched
+
+    async def _connect(self, endpoint: Callable[[], str], timeout_s: float) -> Channel:
+        context = as_context(SimulatedContext(self.network, self.name))
         pid = self._num_lives
         backoff = random.Random(f"{self.name}/{pid}")
 
@@ -123,7 +162,11 @@ class Process(ABC):
                 )
 
         return await SimulatedChannel.connect(
-            role=self._role, name=self.name, endpoint=lambda: "sim://broker", timeout_s=_REQUEST_S
+            role=self._role,
+            name=self.name,
+            endpoint=endpoint,
+            timeout_s=timeout_s,
+            payload_endpoint=self.payload_endpoint,
         )
 
     # --- talking ----------------------------------------------------------------------------------
@@ -139,10 +182,16 @@ class Process(ABC):
 
     async def ask(self, message: Request, frames: Sequence[Buffer] = ()) -> Decoded:
         """Send a request and return the reply, as the real roles do."""
+        return await self.request(message, frames)
+
+    async def request(
+        self, message: Request, frames: Sequence[Buffer] = (), *, timeout_s: float = _REQUEST_S
+    ) -> Decoded:
+        """As :meth:`common.transport.Channel.request`, while the process is not stopped."""
         if self._channel is None:
             raise RequestTimeoutError("not connected")
         await self.awake()
-        decoded = await self._channel.request(message, frames, timeout_s=_REQUEST_S)
+        decoded = await self._channel.request(message, frames, timeout_s=timeout_s)
         await self.awake()
         return decoded
 

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,10 +17,11 @@ import pytest
 from broker.ledger_state import LedgerRules
 from tests.simulation.campaign import run_campaign
 from tests.simulation.nemesis import KINDS
-from tests.simulation.world import Scenario, simulate
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import simulate
 
 REPOSITORY = Path(__file__).parents[2]
-STEPS = int(os.environ.get("HEADRACE_SIMULATION_STEPS", "40000"))
+STEPS = int(os.environ.get("HEADRACE_SIMULATION_STEPS", "24000"))
 
 
 @pytest.mark.slow
@@ -30,6 +32,39 @@ def test_no_promise_is_broken_whatever_fails() -> None:
     assert campaign.failed is None, campaign.failed
     assert campaign.tally["group trained"] > 0
     assert sum(campaign.faults.values()) > STEPS / 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seen", "rules", "configuration"),
+    [
+        ("events forgotten", {}, {"acks": "relaxed"}),
+        ("spans masked", {"staleness": "mask_tokens"}, {}),
+        ("group stale", {"staleness": "drop_group"}, {}),
+        ("reference passes alone", {"has_verifier_reference": True}, {}),
+        ("group trained", {}, {"payloads": "store", "num_stores": 2}),
+        ("payloads lost", {}, {"payloads": "direct"}),
+    ],
+)
+def test_no_configuration_breaks_a_promise(
+    seen: str, rules: dict[str, Any], configuration: dict[str, Any]
+) -> None:
+    seed = f"configuration.{seen}"
+    small = LedgerRules(group_size=2, groups_per_step=3, num_steps=12, max_policy_lag=2, **rules)
+    scenario = Scenario(
+        rules=small,
+        num_actors=3,
+        num_verifiers=2,
+        enabled=KINDS,
+        rate=2.0,
+        storm_s=60.0,
+        poison_every=0,
+        num_prompts=None,
+        **configuration,
+    )
+    outcome = simulate(seed, scenario=scenario)
+    assert outcome.violation is None, outcome.violation
+    assert outcome.tally[seen] > 0
 
 
 def test_a_run_without_faults_trains_exactly_what_it_admits() -> None:

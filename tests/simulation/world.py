@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from broker import group_commit
-from broker.ledger_state import LedgerRules
+from broker.journal import journal
 from common.types import Role
 from tests.simulation.actor import Actor
 from tests.simulation.behaviour import Behaviour
@@ -21,56 +21,17 @@ from tests.simulation.broker_node import BrokerNode
 from tests.simulation.collector import Collector
 from tests.simulation.disk import Disk
 from tests.simulation.learner import Learner
-from tests.simulation.nemesis import KINDS, Nemesis, Target
+from tests.simulation.nemesis import Nemesis, Target
 from tests.simulation.network import Network
 from tests.simulation.process import Process
+from tests.simulation.scenario import Scenario
+from tests.simulation.store import Store
 from tests.simulation.trace import Trace, Violation
 from tests.simulation.verifier import Verifier
 from tests.simulation.virtual_time import VirtualLoop
 
 CALM_S = 4000.0
 """Virtual seconds within which a run must end once faults have stopped."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What one seed stands for: the run, its size, and which faults come how often."""
-
-    rules: LedgerRules
-    num_actors: int
-    num_verifiers: int
-    enabled: tuple[str, ...]
-    rate: float
-    storm_s: float
-    poison_every: int
-    num_prompts: int | None
-
-    @classmethod
-    def draw(cls, seed: str) -> Scenario:
-        """Swarm testing: each run leaves some kinds of faults out, so that others get through."""
-        seeded = random.Random(f"{seed}/scenario")
-        is_train = seeded.random() < 0.85
-        group_size = seeded.randint(1, 4)
-        rules = LedgerRules(
-            kind="train" if is_train else "collect",
-            group_size=group_size,
-            groups_per_step=seeded.randint(1, 6),
-            num_steps=seeded.randint(10, 40),
-            max_policy_lag=seeded.choice([0, 1, 1, 2, 2, 3, 5]),
-            max_outstanding_groups=seeded.randint(4, 24),
-            dynamic_sampling=is_train and group_size > 1 and seeded.random() < 0.25,
-            max_dropped_batches=0,
-        )
-        return cls(
-            rules=rules,
-            num_actors=seeded.randint(1, 4),
-            num_verifiers=seeded.randint(1, 3),
-            enabled=tuple(kind for kind in KINDS if seeded.random() < 0.6),
-            rate=seeded.choice([0.3, 1.0, 1.0, 3.0]),
-            storm_s=seeded.uniform(60.0, 400.0),
-            poison_every=seeded.choice([0, 0, 13]),
-            num_prompts=None if is_train else seeded.randint(20, 120),
-        )
 
 
 @dataclass(frozen=True)
@@ -106,6 +67,7 @@ class World:
             rules,
             random.Random(f"{seed}/broker"),
             scenario.num_prompts,
+            scenario.acks,
         )
         self.clients = self._make_clients(seed)
         target = Target(
@@ -116,7 +78,10 @@ class World:
     def run(self) -> None:
         """Run to the end; raises :class:`Violation`."""
         try:
-            with patch.object(group_commit, "SyncThread", self.broker.make_sync_thread):
+            with (
+                patch.object(group_commit, "SyncThread", self.broker.make_sync_thread),
+                patch.object(journal, "Syncer", self.broker.make_syncer),
+            ):
                 self.loop.run_until_complete(self._run())
         finally:
             self.loop.run_until_complete(_end_tasks(asyncio.all_tasks(self.loop)))
@@ -154,13 +119,16 @@ class World:
 
         def make(kind: type[Process], name: str, role: Role) -> Process:
             seeded = random.Random(f"{seed}/{name}")
-            return kind(name, role, self.network, self.books, self._behaviour, seeded)
+            surroundings = (self.network, self.books, self._behaviour, seeded)
+            return kind(name, role, *surroundings, payloads=scenario.payloads)
 
         is_train = scenario.rules.kind == "train"
-        clients = [make(Actor, f"actor-{n}", Role.ACTOR) for n in range(scenario.num_actors)]
-        for client in clients:
-            assert isinstance(client, Actor)
-            client.collects = not is_train
+        clients = [make(Store, f"store-{n}", Role.STORE) for n in range(scenario.num_stores)]
+        for number in range(scenario.num_actors):
+            actor = make(Actor, f"actor-{number}", Role.ACTOR)
+            assert isinstance(actor, Actor)
+            actor.collects = not is_train
+            clients.append(actor)
         clients += [
             make(Verifier, f"verifier-{n}", Role.VERIFIER) for n in range(scenario.num_verifiers)
         ]

@@ -41,6 +41,8 @@ _ROLLOUT_BYTES = 256 << 10
 _BATCH = 16
 _LEAST_JOURNAL_BYTES = 3 << 26
 """Three segments, the least that a broker is started with."""
+LEAST_OFFERED_BYTES = 2 * _LEAST_JOURNAL_BYTES
+"""The journal is full before consumers come, so that producers must wait."""
 _BLOCKED_S = 1.0
 _STILL_S = 20.0
 """Nothing came for so long: it never will."""

@@ -128,7 +128,8 @@ def _recovery(plan: Plan) -> Iterator[Outcome]:
 
 def _flood(plan: Plan) -> Iterator[Outcome]:
     with scratch() as folder:
-        size = flood.Flood(round(2e9 * plan.scale), memory_bytes=256 << 20)
+        offered_bytes = max(round(2e9 * plan.scale), flood.LEAST_OFFERED_BYTES)
+        size = flood.Flood(offered_bytes, memory_bytes=256 << 20)
         yield flood.flood(folder, size, plan.seed)
 
 
