@@ -14,7 +14,9 @@ from common.answer_conventions import MARKED, Convention
 from common.math_answer.limits import AnswerError
 from common.math_answer.rational import rational_value
 from common.math_answer.reader import read_answer
-from common.math_answer.tree import EXPRESSIONS
+from common.math_answer.tree import EXPRESSIONS, Quantity
+from common.math_answer.vocabulary import CURRENCIES
+from common.thoughts import THINK_CLOSE, THINK_OPEN
 
 MAX_NUMBER_CHARS = 1000
 """Longer texts are not numbers: it bounds the cost of exact arithmetic."""
@@ -22,12 +24,12 @@ MAX_NUMBER_CHARS = 1000
 MAX_CONCLUSION_CHARS = 1 << 16
 """An answer is looked for in so many characters at the end of a completion."""
 
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 _BOX_MARKS = re.compile(r"(\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 _MAX_JOINER_CHARS = 80
 _JOINER = re.compile(r"(?:[\s,;.$~]|\\[,;:! ()\[\]]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|and|or)*")
 _FINAL_ANSWER = re.compile(r"final\s+answer\s+is[ *]{0,4}:?", re.IGNORECASE)
+_BOLD = re.compile(r"\*\*(?![\s*])((?:[^*]|\*(?!\*))+)(?<![\s*])\*\*")
 _ALTERNATIVE = re.compile(r"\s*,?\s*(?:or|not)\s+", re.IGNORECASE)
 _DELIMITERS = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
 _OPENER = re.compile("(" + "|".join(map(re.escape, _DELIMITERS)) + ")")
@@ -47,8 +49,8 @@ def extract_answer(completion: str, conventions: Sequence[Convention] = MARKED) 
     that holds a box or a phrase is read for that. None when thinking was opened and not closed,
     also if it was once before, when there is no complete answer, or when it is empty.
     """
-    conclusion = completion.rpartition(_THINK_CLOSE)[2]
-    if _THINK_OPEN in conclusion:
+    conclusion = completion.rpartition(THINK_CLOSE)[2]
+    if THINK_OPEN in conclusion:
         return None
     return _find(conclusion[-MAX_CONCLUSION_CHARS:], conventions)
 
@@ -60,9 +62,15 @@ def _find(text: str, conventions: Sequence[Convention]) -> str | None:
             continue
         if convention == "answer-tag":
             others = [other for other in conventions if other != convention]
-            answer = _find(answer, others) or answer
+            answer = _without_emphasis(_find(answer, others) or answer)
         return answer.strip() or None
     return None
+
+
+def _without_emphasis(answer: str) -> str:
+    """``**2**`` in an answer block is a bold 2."""
+    bold = _BOLD.fullmatch(answer.strip())
+    return bold[1] if bold else answer
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -97,6 +105,8 @@ def canonical_answer(answer: str) -> str:
 def _exact_value(answer: str) -> Fraction | None:
     try:
         tree = read_answer(answer)
+        if isinstance(tree, Quantity) and tree.unit in CURRENCIES.values():
+            tree = tree.value
         return rational_value(tree) if isinstance(tree, EXPRESSIONS) else None
     except AnswerError:
         return None

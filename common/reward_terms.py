@@ -33,7 +33,6 @@ class FormatOptions(_Options, frozen=True):
     """``format``: the form that a completion must have."""
 
     template: Literal["r1-zero", "special-token"] = "r1-zero"
-    opened: bool = False
     token: Annotated[str, msgspec.Meta(min_length=1)] = "|special_token|"
 
 

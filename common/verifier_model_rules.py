@@ -6,9 +6,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from common.config import VerifierConfig, VerifierModelConfig
+from common.config import VerifierModelConfig
 
-_READS_SUMMARIES = frozenset({"helpful", "judge"})
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
 
 
@@ -25,23 +24,6 @@ def verifier_model_rules(models: Sequence[VerifierModelConfig]) -> Iterator[str]
         where = f"verifier.models[{number}]"
         yield from (_judge_rules if model.kind == "judge" else _weight_rules)(where, model)
         yield from _value_rules(where, model)
-
-
-def thought_rules(verifier: VerifierConfig) -> Iterator[str]:
-    """A prompt opens the reasoning or it does not: form and models must be told the same."""
-    told = {
-        bool(term.options.get("opened", False))
-        for term in verifier.rewards
-        if (term.kind or term.name) == "format"
-    }
-    for number, model in enumerate(verifier.models):
-        if model.kind in _READS_SUMMARIES and len(told) == 1 and model.inside_thought not in told:
-            opened = "true" if True in told else "false"
-            yield (
-                f"verifier.models[{number}].inside_thought must be what the reward format says of "
-                f"the prompt, opened = {opened}, got {str(model.inside_thought).lower()} (set both "
-                "to true exactly where the prompt ends in <think>)"
-            )
 
 
 def _weight_rules(where: str, model: VerifierModelConfig) -> Iterator[str]:

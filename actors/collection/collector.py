@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from actors.collection.metrics import summarize
 from actors.collection.samples import SampleLog, samples_of
 from common.answer_conventions import Convention
-from common.arrays import arrays_from_frames, split_frames
+from common.arrays import RolloutArrays, arrays_from_frames, split_frames
 from common.codec import Buffer, Decoded
+from common.completions import decode_completion
 from common.config import Config
 from common.endpoints import read_endpoint
 from common.errors import ConfigError, DecodeError, FatalError
@@ -26,6 +27,7 @@ from common.payloads.client import PayloadClient, Wanted
 from common.payloads.wiring import payload_client
 from common.security import client_security
 from common.text_tokenizer import TextTokenizer
+from common.thoughts import InsideThought
 from common.transport import Channel
 from common.types import Role, VerifiedGroup
 
@@ -69,11 +71,12 @@ async def collect_groups(
     num_prompts: int,
     payloads: PayloadClient | None = None,
     extract: tuple[Convention, ...] = (),
+    inside_thought: InsideThought = "auto",
 ) -> None:
     """Fill ``log`` until it holds ``num_prompts`` groups or the prompts are used up.
 
-    ``extract`` is ``verifier.extract``. ``payloads`` fetches what is not with the broker. A group
-    of which that lost a part is left out here and comes again.
+    ``extract`` and ``inside_thought`` are those of ``[verifier]``. ``payloads`` fetches what is not
+    with the broker. A group of which that lost a part is left out here and comes again.
     """
     policy_step = 0
     while log.num_groups < num_prompts:
@@ -87,9 +90,12 @@ async def collect_groups(
         done = []
         for group in reply.groups:
             if not log.holds(group.group_id, group.prompt.prompt_id):
-                completions = await _fetch_completions(channel, tokenizer, group, payloads)
-                if completions is None:
+                arrays = await _fetch_arrays(channel, group, payloads)
+                if arrays is None:
                     continue
+                completions = [
+                    decode_completion(tokenizer, item, inside_thought) for item in arrays
+                ]
                 log.append(samples_of(group, completions, extract))
             done.append(group)
         if done:
@@ -101,34 +107,29 @@ async def collect_groups(
             return
 
 
-async def _fetch_completions(
-    channel: Requester,
-    tokenizer: TextTokenizer,
-    group: VerifiedGroup,
-    payloads: PayloadClient | None,
-) -> list[str] | None:
-    """The answers of a group as text; None when arrays are lost."""
+async def _fetch_arrays(
+    channel: Requester, group: VerifiedGroup, payloads: PayloadClient | None
+) -> list[RolloutArrays] | None:
+    """The arrays of a group's rollouts, in order; None when some are lost."""
     if payloads is not None:
-        return await _fetch_anywhere(payloads, tokenizer, group)
+        return await _fetch_anywhere(payloads, group)
     rollout_ids = tuple(item.rollout.rollout_id for item in group.rollouts)
     decoded = await channel.request(FetchRollouts(rollout_ids=rollout_ids))
     if not isinstance(decoded.message, Rollouts):
         raise DecodeError(f"unexpected reply {type(decoded.message).__name__} to FetchRollouts")
-    arrays = split_frames(decoded.message.rollouts, decoded.frames)
-    return [tokenizer.decode(item.completion_token_ids.tolist()) for item in arrays]
+    return split_frames(decoded.message.rollouts, decoded.frames)
 
 
 async def _fetch_anywhere(
-    payloads: PayloadClient, tokenizer: TextTokenizer, group: VerifiedGroup
-) -> list[str] | None:
+    payloads: PayloadClient, group: VerifiedGroup
+) -> list[RolloutArrays] | None:
     found = await payloads.fetch([Wanted.of(item.rollout) for item in group.rollouts])
-    texts = []
+    arrays = []
     for item in found:
         if item is None:
             return None
-        arrays = arrays_from_frames(item.frames)
-        texts.append(tokenizer.decode(arrays.completion_token_ids.tolist()))
-    return texts
+        arrays.append(arrays_from_frames(item.frames))
+    return arrays
 
 
 def write_results(log: SampleLog, config: Config) -> dict[str, Any]:
@@ -174,8 +175,15 @@ async def serve(process: Process) -> None:
     payloads = payload_client(config, channel, Role.COLLECTOR, process.name)
     try:
         process.ready(num_groups=log.num_groups)
-        num_prompts, extract = config.collect.num_prompts, config.verifier.extract
-        await collect_groups(channel, tokenizer, log, num_prompts, payloads, extract)
+        await collect_groups(
+            channel,
+            tokenizer,
+            log,
+            config.collect.num_prompts,
+            payloads,
+            config.verifier.extract,
+            config.verifier.inside_thought,
+        )
         metrics = write_results(log, config)
         process.log.info(
             "collected",

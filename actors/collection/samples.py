@@ -17,6 +17,7 @@ import msgspec
 from actors.collection.metrics import ScoredSample
 from common.answer_conventions import Convention
 from common.answers import extract_answer
+from common.completions import Completion
 from common.errors import FatalError
 from common.files import fsync_directory
 from common.references.math import conventions_of, with_conventions
@@ -54,9 +55,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def samples_of(
-    group: VerifiedGroup, completions: Sequence[str], extract: tuple[Convention, ...] = ()
+    group: VerifiedGroup,
+    completions: Sequence[Completion],
+    extract: tuple[Convention, ...] = (),
 ) -> list[Sample]:
-    """The lines of ``group``; ``completions`` are the texts of its rollouts, in order.
+    """The lines of ``group``; ``completions`` are those of its rollouts, in order.
 
     ``extract`` is ``verifier.extract``: an answer votes as the verifier read it.
     """
@@ -68,8 +71,8 @@ def samples_of(
             group_size=len(group.rollouts),
             prompt_id=group.prompt.prompt_id,
             prompt=group.prompt.text,
-            completion=completion,
-            answer=extract_answer(completion, conventions),
+            completion=completion.text,
+            answer=extract_answer(completion.response, conventions),
             status=item.verdict.status.value,
             reward=item.verdict.reward or 0.0,
             accuracy=item.verdict.component("accuracy") or 0.0,

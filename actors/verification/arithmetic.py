@@ -1,7 +1,8 @@
 """Kind ``arithmetic``: the final answer is a number and must equal the reference exactly.
 
 Accuracy reward of DeepSeek-R1 (arXiv 2501.12948, section 2.2.2) for integer, decimal and ratio
-answers. ``0.5``, ``.50`` and ``1/2`` are equal; nothing is rounded and nothing is evaluated.
+answers. ``0.5``, ``.50`` and ``1/2`` are equal; nothing is rounded, and a division that leaves an
+integer is still to be done.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def judge_arithmetic(completion: str, reference_json: str) -> Judgement:
     value = parse_number(answer)
     if value is None:
         return Judgement.graded(0.0, "the final answer is not a number")
+    if "/" in answer and value.denominator == 1:
+        return Judgement.graded(0.0, "the division is not worked out")
     return Judgement.graded(float(value == gold))
 
 

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from actors.verification.cli_options import (
+    read_extract,
+    read_kind,
+    read_rewards,
+    read_seconds,
+)
 from common.answer_conventions import CONVENTIONS, Convention
-from common.config import RewardWeight, VerifierConfig
+from common.config import Config, RewardWeight, VerifierConfig
 from common.errors import EXIT_FATAL, ConfigError, FatalError
-from common.user_rewards import FUNCTION_KIND
 
 if TYPE_CHECKING:
     from actors.verification.verify_lines import LineRun
 
 _OWN_NAMES = frozenset({"format", "language"})
 """Kinds that are terms of the reward themselves; of the others the term is ``accuracy``."""
-
-_NOT_BY_NAME = frozenset({FUNCTION_KIND})
-"""Kinds that need more than the fields of a line: a term of a run file names what they run."""
 
 
 @click.command("verifier")
@@ -47,84 +48,34 @@ def verifier(config_path: str, name: str) -> None:
     sys.exit(run_async_role("verifier", name, config, serve, metrics_port=port))
 
 
-def _read_kind(_: click.Context, __: click.Parameter, value: str) -> str:
-    from actors.verification.backends import known_kinds
-
-    kinds = known_kinds() - _NOT_BY_NAME
-    if value not in kinds:
-        known = ", ".join(sorted(kinds))
-        raise click.BadParameter(f"no verifier for {value!r} (known kinds: {known})")
-    return value
-
-
-def _read_rewards(
-    _: click.Context, __: click.Parameter, value: str | None
-) -> tuple[RewardWeight, ...]:
-    """``accuracy=1,format=0.5``; a name alone has weight 1."""
-    weights: dict[str, float] = {}
-    for term in value.split(",") if value else ():
-        name, given, weight = (part.strip() for part in term.partition("="))
-        if name in weights:
-            raise click.BadParameter(f"each term is named once, got {name!r} twice")
-        if name in _NOT_BY_NAME:
-            raise click.BadParameter(f"{name!r} is named by its own name in a run file (--config)")
-        weights[name] = _read_weight(weight) if given else 1.0
-    return tuple(RewardWeight(name=name, weight=weight) for name, weight in weights.items())
-
-
-def _read_weight(text: str) -> float:
-    """Raises ``BadParameter`` for what is no finite number."""
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise click.BadParameter(f"a weight must be a number, got {text!r}")
-    return weight
-
-
-def _read_seconds(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    """``FloatRange`` lets NaN through: it is on neither side of a limit."""
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("must be a number of seconds, got nan")
-    return value
-
-
-def _read_extract(
-    _: click.Context, __: click.Parameter, value: str | None
-) -> tuple[Convention, ...]:
-    """``boxed,answer-tag``."""
-    names = tuple(name.strip() for name in value.split(",")) if value else ()
-    for name in names:
-        if name not in get_args(Convention):
-            known = ", ".join(get_args(Convention))
-            raise click.BadParameter(f"no convention is called {name!r} (known: {known})")
-    return cast("tuple[Convention, ...]", names)
-
-
 @click.command("verify")
 @click.option(
     "--kind",
     required=True,
-    callback=_read_kind,
+    callback=read_kind,
     help="Kind of the task, such as math, code, choice, format or language; a wrong one lists all.",
 )
 @click.option(
     "--rewards",
-    callback=_read_rewards,
+    callback=read_rewards,
     metavar="TERMS",
     help="Terms of the reward, such as accuracy=1,format=1, those of CONFIG too. By default the "
     "kind's own.",
 )
 @click.option(
     "--extract",
-    callback=_read_extract,
+    callback=read_extract,
     metavar="CONVENTIONS",
     help="Math: where the answer stands, in order, for lines that do not say: some of "
     f"{', '.join(get_args(Convention))}.  [default: {','.join(CONVENTIONS)}]",
 )
 @click.option("--input", "input_path", metavar="FILE", help="Read here, not from standard input.")
 @click.option("--output", "output_path", metavar="FILE", help="Write here, not to standard output.")
+@click.option(
+    "--inside-thought",
+    is_flag=True,
+    help="The prompts ended in <think>. Else those do that --config or a line's prompt shows to.",
+)
 @click.option(
     "--all-or-nothing/--share",
     default=True,
@@ -136,7 +87,7 @@ def _read_extract(
 @click.option(
     "--wall-limit",
     type=click.FloatRange(0.01, 3600.0),
-    callback=_read_seconds,
+    callback=read_seconds,
     help=f"Seconds for one line.  [default: {VerifierConfig.wall_limit_s:g}]",
 )
 @click.option(
@@ -156,6 +107,7 @@ def verify(
     extract: tuple[Convention, ...],
     input_path: str | None,
     output_path: str | None,
+    inside_thought: bool,
     all_or_nothing: bool,
     config_path: str | None,
     workers: int | None,
@@ -175,6 +127,8 @@ def verify(
     config = _settings(config_path, workers, wall_limit, memory_limit)
     if extract:
         config = dataclasses.replace(config, extract=extract)
+    if inside_thought:
+        config = dataclasses.replace(config, inside_thought="always")
     if unsafe_no_sandbox:
         config = dataclasses.replace(config, unsafe_no_sandbox=True)
     terms = _terms(kind, rewards, config.rewards if config_path else ())
@@ -193,13 +147,23 @@ def _settings(
     if config_path is not None:
         from common.config_loader import load_config
 
-        config = load_config(config_path).verifier
+        config = _of_run(load_config(config_path))
     return dataclasses.replace(
         config,
         num_workers=workers or config.num_workers,
         wall_limit_s=wall_limit or config.wall_limit_s,
         memory_limit_bytes=memory_limit or config.memory_limit_bytes,
     )
+
+
+def _of_run(config: Config) -> VerifierConfig:
+    """``[verifier]``, told whether the run's template opens the reasoning of every prompt."""
+    from common.completions import template_opens_thought
+
+    verifier = config.verifier
+    if template_opens_thought(verifier.inside_thought, config.prompts.template, config.model.path):
+        verifier = dataclasses.replace(verifier, inside_thought="always")
+    return verifier
 
 
 def _terms(

@@ -154,6 +154,7 @@ def _part(job: VerifyJob, source: BackendSource, places: tuple[int, ...]) -> Job
         prompt=job.prompt,
         prompt_token_ids=job.prompt_token_ids,
         completion_token_ids=job.completion_token_ids,
+        inside_thought=job.inside_thought,
     )
     return JobPart(source, places, whole)
 

@@ -29,15 +29,13 @@ class FormatReference(msgspec.Struct, frozen=True):
 
     template: Literal["r1-zero", "special-token"]
     token: str = SPECIAL_MARK
-    opened: bool = False
-    """The prompt ends in ``<think>``, so the completion begins inside the reasoning."""
 
 
 def judge_format(completion: str, reference_json: str) -> Judgement:
     """1 when ``completion`` has the form of the template, else 0 with the rule it breaks."""
     reference = read_reference(reference_json, FormatReference)
     if reference.template == "r1-zero":
-        problem = r1_zero_problem("<think>" + completion if reference.opened else completion)
+        problem = r1_zero_problem(completion)
     elif not reference.token:
         raise DataError("malformed task: token must not be empty")
     else:
@@ -64,9 +62,9 @@ def r1_zero_problem(completion: str) -> str:
 
 
 def _shows_something(text: str) -> bool:
-    """Whether a reader sees anything: blanks of any kind and marks without a form are nothing."""
+    """Whether a reader sees anything: blanks and marks without a letter below are nothing."""
     return any(
-        unicodedata.category(char)[0] not in "ZC" and char not in _BLANK_LETTERS for char in text
+        unicodedata.category(char)[0] not in "ZCM" and char not in _BLANK_LETTERS for char in text
     )
 
 

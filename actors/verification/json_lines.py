@@ -19,6 +19,7 @@ from common.codec import MAX_STRING_BYTES
 from common.config import RewardWeight
 from common.errors import DataError
 from common.references.math import with_conventions
+from common.thoughts import InsideThought, begins_inside_thought
 from common.types import Prompt, Verdict, VerdictStatus
 
 MAX_LINE_BYTES = 4 << 20
@@ -83,10 +84,12 @@ def parse_line(
     kind: str,
     terms: Sequence[RewardWeight],
     extract: tuple[Convention, ...] = (),
+    inside_thought: InsideThought = "auto",
 ) -> LineJob | BadLine:
     """Read one line: ``id``, ``completion``, the fields of ``kind``; ``token_ids`` for shaping.
 
-    ``extract`` is for math lines that do not say where the answer stands.
+    ``extract`` is for math lines that do not say where the answer stands; with ``inside_thought``
+    on ``auto`` a completion begins inside its thought where the field ``prompt`` ends in one.
     """
     if line is None:
         return BadLine(None, f"a line has at most {MAX_LINE_BYTES} bytes")
@@ -102,9 +105,13 @@ def parse_line(
     except DataError as error:
         return BadLine(line_id, str(error))
     checks = plan_checks(terms, prompt)
-    return LineJob(
-        line_id, VerifyJob(completion=completion, checks=checks, prompt=prompt.text), token_ids
+    job = VerifyJob(
+        completion=completion,
+        checks=checks,
+        prompt=prompt.text,
+        inside_thought=begins_inside_thought(inside_thought, prompt.text),
     )
+    return LineJob(line_id, job, token_ids)
 
 
 def _prompt(fields: dict[str, Any], kind: str) -> Prompt:

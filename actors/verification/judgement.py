@@ -8,15 +8,22 @@ from collections.abc import Callable, Mapping
 
 from common.codec import unpack
 from common.errors import DataError, DecodeError
-from common.types import FiniteFloat, Name, Reason, Record, Text, VerdictStatus
+from common.thoughts import response_of
+from common.types import Count, FiniteFloat, Name, Reason, Record, Text, VerdictStatus
 
 
 class Judgement(Record, frozen=True):
-    """``value`` is the component's value, None exactly when the answer was not judged."""
+    """``value`` is the component's value, None exactly when the answer was not judged.
+
+    ``step_values`` are those of the single steps, where the verifier scores steps, and
+    ``step_ends`` the characters of the completion behind which they end, in rising order.
+    """
 
     status: VerdictStatus
     value: FiniteFloat | None
     reason: Reason = ""
+    step_values: tuple[FiniteFloat, ...] = ()
+    step_ends: tuple[Count, ...] = ()
 
     @classmethod
     def graded(cls, value: float, reason: str = "") -> Judgement:
@@ -53,6 +60,7 @@ class Check(Record, frozen=True):
 class VerifyJob(Record, frozen=True):
     """One completion and all that is to be checked about it.
 
+    ``inside_thought`` says that the prompt ended in ``<think>``.
     ``prompt`` (the task's text, without a template) and the token ids (raw little-endian int32, as
     sampled) are for backends that run a model; others are sent a job without them.
     """
@@ -62,10 +70,18 @@ class VerifyJob(Record, frozen=True):
     prompt: Text = ""
     prompt_token_ids: bytes = b""
     completion_token_ids: bytes = b""
+    inside_thought: bool = False
+
+    @property
+    def response(self) -> str:
+        """The completion behind the ``<think>`` that its prompt ended in: what is judged."""
+        return response_of(self.completion, inside_thought=self.inside_thought)
 
     def about_completion(self, checks: tuple[Check, ...]) -> VerifyJob:
         """These checks of the completion alone: all that a rule needs to see."""
-        return VerifyJob(completion=self.completion, checks=checks)
+        return VerifyJob(
+            completion=self.completion, checks=checks, inside_thought=self.inside_thought
+        )
 
 
 class JobReply(Record, frozen=True):
@@ -111,6 +127,6 @@ def _run_check(job: VerifyJob, check: Check, verifiers: Mapping[str, Verifier]) 
         known = ", ".join(sorted(verifiers))
         return Judgement.bad_input(f"unknown kind {check.kind!r} (known: {known})")
     try:
-        return verifier(job.completion, check.reference_json)
+        return verifier(job.response, check.reference_json)
     except DataError as error:
         return Judgement.bad_input(str(error))

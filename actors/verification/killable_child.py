@@ -63,6 +63,11 @@ class KillableChild:
             raise ChildDiedError(f"not ready within {START_LIMIT_S:g} s") from None
         self._said_hello = True
 
+    @property
+    def takes_jobs(self) -> bool:
+        """False once its end of the pipe of jobs is closed; what it replied may still be unread."""
+        return self._running is not None and not self._running.jobs.is_closing()
+
     def send(self, frames: Sequence[bytes]) -> None:
         """Send jobs, which are answered in order; raises :class:`ChildDiedError`.
 
@@ -70,7 +75,7 @@ class KillableChild:
         """
         if self._running is None:
             raise ChildDiedError("there is no verifier process")
-        if self._running.jobs.is_closing():  # uvloop raises an untyped error on such a write
+        if not self.takes_jobs:  # uvloop raises an untyped error on such a write
             raise ChildDiedError("the verifier process died while idle")
         parts = [part for frame in frames for part in (LENGTH.pack(len(frame)), frame)]
         self._running.jobs.write(b"".join(parts))

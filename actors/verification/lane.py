@@ -104,6 +104,9 @@ class Lane:
             self._give_back()
 
     def _send_more(self) -> None:
+        """A child that has died meanwhile is found out by the job that it owes a reply to."""
+        if not self.child.takes_jobs:
+            return
         if jobs := self._queue.take_nowait(self._jobs_ahead - len(self._sent)):
             self._sent.extend(jobs)
             self._shared.difference_update(jobs)  # what it shared may come back to it

@@ -10,8 +10,10 @@ from actors.verification.backends import known_kinds
 from actors.verification.dispatch import Dispatcher
 from actors.verification.judgement import VerifyJob
 from actors.verification.reward import compose_verdict, plan_checks, terms_for
+from actors.verification.steps import with_steps
 from actors.verification.telemetry import CheckMetrics, RewardWatch
 from common.arrays import RolloutArrays
+from common.completions import decode_completion
 from common.config import VerifierConfig
 from common.metrics import Metrics
 from common.references.math import with_conventions
@@ -37,6 +39,7 @@ class RolloutJudge:
         self._tokenizer = tokenizer
         self._terms = config.rewards
         self._extract = config.extract
+        self._inside_thought = config.inside_thought
         self._metrics = metrics
         self._log = log
         self._checks = CheckMetrics(metrics, known_kinds())
@@ -58,19 +61,21 @@ class RolloutJudge:
         """The verdict on one rollout; never raises for its content."""
         terms = terms_for(self._terms, prompt)
         token_ids = arrays.completion_token_ids.tolist()
-        completion = self._tokenizer.decode(token_ids)
+        completion = decode_completion(self._tokenizer, arrays, self._inside_thought)
         checks = plan_checks(terms, with_conventions(prompt, self._extract))
         job = VerifyJob(
-            completion=completion,
+            completion=completion.text,
             checks=checks,
             prompt=prompt.text,
             prompt_token_ids=arrays.prompt_token_ids.tobytes(),
             completion_token_ids=arrays.completion_token_ids.tobytes(),
+            inside_thought=completion.inside_thought,
         )
         reply = await self._dispatcher.judge(job)
         verdict = compose_verdict(terms, reply, token_ids)
+        verdict = with_steps(verdict, reply.judgements, self._tokenizer, token_ids)
         self._record(verdict, reply.seconds)
-        self._watch.see(verdict, completion, prompt.task, token_ids)
+        self._watch.see(verdict, completion.response, prompt.task, token_ids)
         return verdict
 
     def _record(self, verdict: Verdict, seconds: float) -> None:

@@ -3,7 +3,7 @@
 The value is that dataset's own ``score_answer``, within 0..1 and often partial. Where its rule
 gives marks for nothing, an answer must also pass a rule of ours: :data:`STRICTER` for full marks,
 :data:`NOT_HEDGED` for part of them, and no dataset gives any to an answer for the only merit that
-the right one occurs in it, as in ``True False``.
+the right one occurs in it, as in ``True False``. Marks below 1 do not count in :data:`WHOLE_MARKS`.
 
 ====================================== ==========================================================
 what happens                           outcome
@@ -47,6 +47,28 @@ _SEED = 0
 _ROUNDING = 1e-6
 """Some scorers sum parts that add up to a little more than 1."""
 
+MAX_FARMED = 0.05
+"""Part of the marks that one answer to every problem, or the question repeated, may earn.
+
+On the mean over fifty problems; so much many datasets give to any answer that they can read.
+"""
+
+WHOLE_MARKS = frozenset(
+    (
+        *("calendar_arithmetic", "coin_flip", "figlet_font", "game_of_life", "knights_knaves"),
+        *(
+            "letter_jumble",
+            "mini_sudoku",
+            "polynomial_equations",
+            "propositional_logic",
+            "rectangle_count",
+        ),
+        *("sentence_reordering", "spell_backward", "sudoku", "time_intervals", "word_sorting"),
+    )
+)
+"""Datasets in which such an answer earns more: marks below 1 count only with ``partial``."""
+
+ONLY_WHOLE_MARKS = "below 1 nothing counts here (partial = true asks for it)"
 UNDESERVED = "the answer does not pass the stricter rule for this dataset"
 _NOT_A_NUMBER = re.compile(r"nan|inf", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
@@ -66,7 +88,10 @@ def judge_task(completion: str, reference_json: str) -> Judgement:
     if answer is None:
         return Judgement.wrong_format("no final answer in <answer> or \\boxed{}")
     entry = _with_tuples(reference.entry) if name in _TUPLES_NEEDED else reference.entry
-    return _judge(name, dataset, answer, entry)
+    judgement = _judge(name, dataset, answer, entry)
+    if name in WHOLE_MARKS and not reference.partial and 0.0 < (judgement.value or 0.0) < 1.0:
+        return Judgement.graded(0.0, f"{name} would give {judgement.value:.2g}: {ONLY_WHOLE_MARKS}")
+    return judgement
 
 
 def _judge(name: str, dataset: Dataset, answer: str, entry: dict[str, Any]) -> Judgement:

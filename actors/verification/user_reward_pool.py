@@ -80,7 +80,7 @@ class UserRewards:
     async def judge(self, job: VerifyJob) -> JobReply:
         """Run the functions that the checks of ``job`` name."""
         checks = tuple(_call(check, job.prompt) for check in job.checks)
-        return await self._pool.judge(VerifyJob(completion=job.completion, checks=checks))
+        return await self._pool.judge(job.about_completion(checks))
 
     async def _try(self, function: str) -> None:
         call = FunctionCall(function, _TRIAL_PROMPT, dict(_TRIAL_REFERENCE))

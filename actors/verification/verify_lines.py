@@ -70,10 +70,15 @@ async def verify_lines(run: LineRun, *, source_fd: int, target_fd: int) -> None:
             async for chunk in _chunks(source_fd):
                 run.bytes_read += len(chunk)
                 for line in splitter.feed(chunk) if chunk else splitter.finish():
-                    parsed = parse_line(line, run.kind, run.terms, run.config.extract)
+                    parsed = _parse(line, run)
                     await answers.put(group.create_task(_answer(parsed, run, dispatcher)))
             await answers.put(None)
         run.notes = dispatcher.notes
+
+
+def _parse(line: bytes | None, run: LineRun) -> LineJob | BadLine:
+    config = run.config
+    return parse_line(line, run.kind, run.terms, config.extract, config.inside_thought)
 
 
 async def _answer(parsed: LineJob | BadLine, run: LineRun, dispatcher: Dispatcher) -> _Answer:

@@ -15,6 +15,7 @@ import structlog
 
 from actors.verification.credit import target_held
 from actors.verification.grading import Grader, RolloutReference
+from actors.verification.held_leases import HeldLeases, lease_of
 from actors.verification.rollout_judge import RolloutJudge
 from common.arrays import arrays_from_frames
 from common.codec import Buffer, Decoded
@@ -22,7 +23,6 @@ from common.errors import DataError, DecodeError, InfraError, RefusedError
 from common.messages import (
     Heartbeat,
     HeartbeatReply,
-    Lease,
     LeaseRollouts,
     Request,
     ReturnLease,
@@ -32,7 +32,6 @@ from common.messages import (
 )
 from common.metrics import Metrics
 from common.payloads.client import Fetched, Requester, Wanted
-from common.types import RolloutId
 
 LEASE_WAIT_S = 2.0
 """How long the broker may hold a request for work; a stopping worker waits for the answer."""
@@ -81,8 +80,7 @@ class VerifierWorker:
         self._on_pause = on_pause
         self._is_paused = False
         self._heartbeat_s = heartbeat_s
-        self._held: dict[RolloutId, int] = {}
-        self._released = asyncio.Event()
+        self._held = HeldLeases(metrics)
 
     async def run(self) -> None:
         """Verify until cancelled, then give back what is still held."""
@@ -106,7 +104,7 @@ class VerifierWorker:
                 self._log.warning("no work from the broker", error=str(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self._hold(leases)
+            self._held.add(leases)
             if self._is_paused:  # asked for before the pause
                 await self._return(leases)
                 continue
@@ -116,11 +114,6 @@ class VerifierWorker:
                 group.create_task(self._verify(lease, frames), name="verify")
             for part in by_store.values():
                 group.create_task(self._fetch_and_verify(part, group), name="fetch")
-
-    def _hold(self, leases: Sequence[RolloutLease]) -> None:
-        for lease in leases:
-            self._held[lease.rollout.rollout_id] = lease.verify_attempt
-        self._metrics.set("headrace_verify_backlog", len(self._held))
 
     async def _wait_out(self, refusal: RefusedError) -> None:
         """A run that has ended may go on later; until then asking rarely and silently is enough."""
@@ -137,8 +130,7 @@ class VerifierWorker:
             credit = target - len(self._held)
             if credit >= max(1, target // 4) and not self._is_paused:
                 return credit
-            self._released.clear()
-            await self._released.wait()
+            await self._held.wait_for_release()
 
     async def _ask_for_rollouts(self, credit: int) -> Decoded:
         """One request for work. Cancelled, it waits for the answer, so no lease is forgotten."""
@@ -161,7 +153,7 @@ class VerifierWorker:
         if not request.done():
             request.cancel()
         elif request.exception() is None:
-            self._hold(_leases_in(request.result()))
+            self._held.add(_leases_in(request.result()))
 
     async def _fetch_and_verify(
         self, leases: Sequence[RolloutLease], group: asyncio.TaskGroup
@@ -178,7 +170,7 @@ class VerifierWorker:
             return
         for lease, arrays in zip(leases, fetched, strict=True):
             if arrays is None:
-                self._release(lease.rollout.rollout_id)  # lost, and reported: the lease has ended
+                self._held.release(lease.rollout.rollout_id)  # lost, and reported
             else:
                 group.create_task(self._verify(lease, arrays.frames), name="verify")
 
@@ -196,7 +188,7 @@ class VerifierWorker:
         try:
             graded = await self._grader.grade(lease, arrays_from_frames(frames))
         except (InfraError, DataError) as error:  # in the end the dead letter says so
-            await self._answer(lease, ReturnLease(lease=_lease_of(lease), error=str(error)))
+            await self._answer(lease, ReturnLease(lease=lease_of(lease), error=str(error)))
             return
         reference = graded.reference
         verdict = SubmitVerdict(
@@ -210,7 +202,7 @@ class VerifierWorker:
     async def _return(self, leases: Sequence[RolloutLease], error: str = "") -> None:
         await asyncio.gather(
             *(
-                self._answer(lease, ReturnLease(lease=_lease_of(lease), error=error))
+                self._answer(lease, ReturnLease(lease=lease_of(lease), error=error))
                 for lease in leases
             )
         )
@@ -219,14 +211,13 @@ class VerifierWorker:
         self, lease: RolloutLease, answer: Request, frames: Sequence[Buffer] = ()
     ) -> None:
         """End ``lease`` with ``answer``, unless somebody else's answer counts by now."""
-        rollout_id = lease.rollout.rollout_id
-        if self._held.get(rollout_id) != lease.verify_attempt:
+        if lease not in self._held:
             return  # revoked meanwhile
         try:
             await self._channel.request(answer, frames)
         except (InfraError, DecodeError) as error:
             self._log.warning("answer not taken, lease dropped", error=str(error))
-        self._release(rollout_id)
+        self._held.release(lease.rollout.rollout_id)
 
     def _pause(self, reason: str) -> None:
         """Take no more work; what is held is answered, and heartbeats go on."""
@@ -238,44 +229,25 @@ class VerifierWorker:
                 "verifier to go on, or set verifier.monitor.action)"
             )
 
-    def _release(self, rollout_id: RolloutId) -> None:
-        self._held.pop(rollout_id, None)
-        self._metrics.set("headrace_verify_backlog", len(self._held))
-        self._released.set()
-
     async def _send_heartbeats(self) -> None:
         """Renew the leases that are held; forget those that the broker has given to others."""
         while True:
             try:
                 reply = await self._channel.request(
-                    Heartbeat(leases=self._held_leases()), timeout_s=_HEARTBEAT_TIMEOUT_S
+                    Heartbeat(leases=self._held.leases()), timeout_s=_HEARTBEAT_TIMEOUT_S
                 )
             except (InfraError, DecodeError) as error:
                 self._log.warning("heartbeat not answered", error=str(error))
             else:
-                self._drop_revoked(reply)
+                if isinstance(reply.message, HeartbeatReply):
+                    self._held.drop(reply.message.revoked)
             await asyncio.sleep(self._heartbeat_s)
-
-    def _drop_revoked(self, reply: Decoded) -> None:
-        if not isinstance(reply.message, HeartbeatReply):
-            return
-        revoked = {
-            (lease.group_id, index, lease.attempt)
-            for lease in reply.message.revoked
-            for index in lease.indices
-        }
-        for rollout_id, attempt in list(self._held.items()):
-            if (rollout_id.group_id, rollout_id.index, attempt) in revoked:
-                self._release(rollout_id)
-
-    def _held_leases(self) -> tuple[Lease, ...]:
-        return tuple(_lease(rollout_id, attempt) for rollout_id, attempt in self._held.items())
 
     async def _return_leases(self) -> None:
         """Give every held rollout back, without counting it as an error."""
         returns = [
             self._channel.request(ReturnLease(lease=lease), timeout_s=LEASE_WAIT_S)
-            for lease in self._held_leases()
+            for lease in self._held.leases()
         ]
         self._held.clear()
         failures = [
@@ -299,11 +271,3 @@ def _by_store(leases: Sequence[RolloutLease]) -> dict[str, list[RolloutLease]]:
     for lease in leases:
         parts.setdefault(lease.rollout.store, []).append(lease)
     return parts
-
-
-def _lease_of(lease: RolloutLease) -> Lease:
-    return _lease(lease.rollout.rollout_id, lease.verify_attempt)
-
-
-def _lease(rollout_id: RolloutId, verify_attempt: int) -> Lease:
-    return Lease(group_id=rollout_id.group_id, indices=(rollout_id.index,), attempt=verify_attempt)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from common.answer_conventions import Convention
+from common.thoughts import InsideThought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,6 @@ class VerifierModelConfig:
     """``sigmoid``: values from 0 to 1; ``raw``: the model's logit."""
     minimum: float = 0.0
     """Least value, and that of an answer with nothing to score."""
-    inside_thought: bool = False
-    """The prompt template opens the reasoning: an answer that never closes it has no summary."""
     positive_label: int = -1
     """Which of several outputs means good, counted from 0, or from the end below 0."""
     steps: Literal["blank-line", "newline", "numbered"] = "blank-line"
@@ -120,6 +119,10 @@ class VerifierConfig:
     """R1's reward of a stage by name, in place of ``rewards``."""
     extract: tuple[Convention, ...] = ()
     """Math: ``answer-tag``, ``boxed``, ``final-answer``, ``last-number``; empty: the first 3."""
+    inside_thought: InsideThought = "auto"
+    """Whether completions begin inside the reasoning, for all rewards; ``auto``: where the prompt,
+    as the policy reads it, ends in ``<think>``.
+    """
     language: str = "en"
     """BCP 47 tag that the term ``language`` asks for where its options do not say."""
     rewards: tuple[RewardWeight, ...] = (

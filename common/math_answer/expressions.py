@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from common.math_answer import vocabulary as vocab
+from common.math_answer.building import function_of, is_factorial, plus_term
 from common.math_answer.cursor import Cursor
 from common.math_answer.lexer import Token
 from common.math_answer.limits import AnswerError
@@ -68,7 +69,7 @@ class ExpressionReader:
                     raise AnswerError("a sum has one sign \\pm at most")
                 result = PlusMinus(result, term, 1 if sign == "pm" else -1)
             elif isinstance(result, PlusMinus):
-                result = _append(result, term if sign == "+" else negated(term))
+                result = plus_term(result, term if sign == "+" else negated(term))
             else:
                 result = total(result, term if sign == "+" else negated(term))
         return result
@@ -97,7 +98,8 @@ class ExpressionReader:
 
     def _check_adjacent(self, before: Expression) -> None:
         token = self._cursor.next
-        if token.kind == "number" and not isinstance(before, Power):
+        closed = isinstance(before, Power) or is_factorial(before)
+        if token.kind == "number" and not closed:
             raise AnswerError(f"{token.value[:20]!r} follows a factor without a sign between them")
         if isinstance(before, Number) and before.decimals is None and token.value == "frac":
             raise AnswerError("a fraction after a number must be proper, or have a sign before it")
@@ -145,7 +147,7 @@ class ExpressionReader:
         while self._cursor.at("!", "degree"):
             if self._cursor.take().value == "degree":
                 base = product(base, _DEGREE)
-            elif base_is_factorial(base):
+            elif is_factorial(base):
                 raise AnswerError("a factorial of a factorial must be in parentheses")
             else:
                 base = Call("factorial", (base,))
@@ -210,7 +212,7 @@ class ExpressionReader:
             name, exponent = vocab.INVERSE[name], None
         if name in vocab.MULTIPLE_ARGUMENTS:
             return Call(name, self._arguments())
-        call = _function(name, self._argument(), base)
+        call = function_of(name, self._argument(), base)
         return call if exponent is None else Power(call, exponent)
 
     def _argument(self) -> Expression:
@@ -280,22 +282,3 @@ class ExpressionReader:
         inner = self.sum()
         self._cursor.expect(f"){kind}")
         return Call(kind, (inner,))
-
-
-def base_is_factorial(node: Expression) -> bool:
-    """Whether a ``!`` would make this a double factorial, which is another function."""
-    return isinstance(node, Call) and node.function == "factorial"
-
-
-def _function(name: str, argument: Expression, base: Expression | None) -> Expression:
-    if name == "exp":
-        return Power(Constant("e"), argument)
-    if name == "lg":
-        name, base = "log", base or Number(Fraction(10))
-    if name == "log" and base is not None:
-        return quotient(Call("ln", (argument,)), Call("ln", (base,)))
-    return Call("ln" if name == "log" else name, (argument,))
-
-
-def _append(left: PlusMinus, term: Expression) -> PlusMinus:
-    return PlusMinus(total(left.left, term), left.right, left.upper_sign)

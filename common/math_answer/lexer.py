@@ -11,18 +11,11 @@ from dataclasses import dataclass
 
 from common.math_answer import vocabulary as vocab
 from common.math_answer.characters import fold_characters
-from common.math_answer.limits import MAX_ANSWER_BYTES, MAX_DIGITS, MAX_TOKENS, AnswerError
+from common.math_answer.limits import MAX_ANSWER_BYTES, MAX_TOKENS, AnswerError
+from common.math_answer.numerals import THOUSANDS_MARK, read_numeral, starts_numeral
 
-_THOUSANDS_MARK = "\x1f"
+_HALF_DAY = re.compile(r"(?<![A-Za-z\\])([aApP])\. ?[mM](?:\.|(?![A-Za-z]))")
 _MARKED_SEPARATOR = re.compile(r"(?<=\d)(?: ?\{ ?, ?\}|,\\![ ]?|\\,|\\ |~)(?=\d{3}(?!\d))")
-_GROUPED = {
-    "marked": re.compile(r"\d{1,3}(?:\x1f\d{3})+(?!\d)"),
-    "comma": re.compile(r"\d{1,3}(?:,\d{3})+(?![\d\x1f])(?!,\d)"),
-    "blank": re.compile(r"\d{1,3}(?: \d{3})+(?!\d)(?! \d)(?! ?/)"),
-}
-_DIGITS = re.compile(r"\d+")
-_FRACTION = re.compile(r"\.\d+")
-_EXPONENT = re.compile(r"[eE][+-]?\d+(?![\w.])")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL)
 _BLANK = re.compile(r"[ \t\r\n~]+")
@@ -51,8 +44,8 @@ def tokenize(text: str) -> list[Token]:
     """The tokens of ``text``; raises :class:`AnswerError` where it is not in the vocabulary."""
     if len(text.encode("utf-8", "replace")) > MAX_ANSWER_BYTES:
         raise AnswerError(f"an answer has at most {MAX_ANSWER_BYTES} bytes")
-    folded = fold_characters(text)
-    return _Lexer(_MARKED_SEPARATOR.sub(_THOUSANDS_MARK, folded)).run()
+    folded = _HALF_DAY.sub(r"\1m", fold_characters(text))
+    return _Lexer(_MARKED_SEPARATOR.sub(THOUSANDS_MARK, folded)).run()
 
 
 class _Lexer:
@@ -76,7 +69,7 @@ class _Lexer:
         if blank := _BLANK.match(self._text, self._position):
             self._position = blank.end()
             self._spaced = "\n" not in blank[0]
-        elif (char.isascii() and char.isdigit()) or self._at_bare_fraction():
+        elif starts_numeral(self._text, self._position):
             self._number()
         elif letters := _LETTERS.match(self._text, self._position):
             self._position = letters.end()
@@ -88,43 +81,14 @@ class _Lexer:
         else:
             self._symbol(char)
 
-    def _at_bare_fraction(self) -> bool:
-        return bool(_FRACTION.match(self._text, self._position))
-
     def _add(self, kind: str, value: str, exponent: int = 0) -> None:
         self._tokens.append(Token(kind, value, self._spaced, exponent))
         self._spaced = False
 
     def _number(self) -> None:
-        whole = self._match_whole()
-        fraction = _FRACTION.match(self._text, self._position)
-        decimals = ""
-        if fraction:
-            self._position = fraction.end()
-            decimals = fraction[0]
-        if len(whole) + len(decimals) > MAX_DIGITS:
-            raise AnswerError(f"a number has at most {MAX_DIGITS} digits")
-        elif whole and self._text.startswith(".\\overline", self._position):
-            self._position += 1
-            decimals = "."
-        exponent = _EXPONENT.match(self._text, self._position)
-        power = 0
-        if exponent and len(exponent[0]) <= 5:
-            self._position = exponent.end()
-            power = int(exponent[0][1:])
-        self._add("number", (whole or "0") + decimals, power)
-
-    def _match_whole(self) -> str:
-        separators = ("marked", "blank") if self._depth else ("marked", "comma", "blank")
-        for separator in separators:
-            if grouped := _GROUPED[separator].match(self._text, self._position):
-                self._position = grouped.end()
-                return re.sub(r"\D", "", grouped[0])
-        digits = _DIGITS.match(self._text, self._position)
-        if digits is None:
-            return ""
-        self._position = digits.end()
-        return digits[0]
+        numeral = read_numeral(self._text, self._position, in_brackets=bool(self._depth))
+        self._position = numeral.end
+        self._add("number", numeral.digits, numeral.exponent)
 
     def _letters(self, run: str) -> None:
         lower = run.lower()
@@ -245,7 +209,7 @@ class _Lexer:
 
     def _text_argument(self, command: str) -> None:
         content = self._braced()
-        plain = " ".join(content.replace(_THOUSANDS_MARK, ",").split())
+        plain = " ".join(content.replace(THOUSANDS_MARK, ",").split())
         words = plain.lower().strip(",.;:!? ")
         if not words:
             self._add_separator_of(plain)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 
 from common.math_answer import vocabulary as vocab
 from common.math_answer.cursor import Cursor
@@ -22,35 +21,27 @@ from common.math_answer.expressions import ExpressionReader
 from common.math_answer.lexer import Token, tokenize
 from common.math_answer.limits import MAX_DEPTH, MAX_ITEMS, AnswerError
 from common.math_answer.magnitude import check_magnitude
+from common.math_answer.plain_numbers import read_plain
+from common.math_answer.quantities import QuantityReader
 from common.math_answer.tree import (
     EXPRESSIONS,
     MINUS_ONE,
     Answer,
-    Based,
     Brackets,
     Combination,
-    Constant,
     Expression,
     Listing,
     Matrix,
     Number,
-    NumberSet,
-    Product,
     Quantity,
-    Ratio,
     Relation,
     Symbol,
-    Words,
     product,
-    quotient,
 )
-from common.math_answer.units import unit_name
+from common.math_answer.units import in_currency
 
-_PLAIN_NUMBER = re.compile(r"(-?\d{1,30})(?:\.(\d{1,30}))?", re.ASCII)
-_PLAIN_FRACTION = re.compile(
-    r"(?:\\[dt]?frac\{(\d{1,30})\}\{(\d{1,30})\}|(\d{1,30})/(\d{1,30}))", re.ASCII
-)
-"""What most answers are: worth a way of its own, which says the same as the grammar."""
+_DOLLAR_SIGN = re.compile(r"\\\$|^[^$]*\$[^$]*$")
+"""An escaped one, or one by itself: two are the ends of a formula."""
 
 _RELATIONS = ("=", "<", ">", "<=", ">=", "!=", "~", "in")
 _SEPARATORS = (",", ";", "and", "or")
@@ -63,7 +54,7 @@ _OPENING, _CLOSING = frozenset(_CLOSER_OF), frozenset((")", "]", "set}", ")>", "
 
 def read_answer(text: str) -> Answer:
     """The tree of ``text``; raises :class:`AnswerError` when it is no answer of the grammar."""
-    if plain := _read_plain(text):
+    if plain := read_plain(text):
         return plain
     tokens = tokenize(_unboxed(text))
     if len(tokens) > 1 and tokens[-2].kind == "symbol" and tokens[-2].value in (".", ","):
@@ -75,19 +66,22 @@ def read_answer(text: str) -> Answer:
     if reader.cursor.next.kind != "end":
         raise AnswerError(f"unexpected {reader.cursor.next.value[:20]!r}")
     check_magnitude(answer)
+    return _with_currencies(answer, text)
+
+
+def _with_currencies(answer: Answer, text: str) -> Answer:
+    """An amount with its currency; in lists and equations the sign says nothing.
+
+    Raises :class:`AnswerError` for an amount of two currencies.
+    """
+    for sign, currency in vocab.CURRENCIES.items():
+        if not (_DOLLAR_SIGN.search(text) if sign == "$" else sign in text):
+            continue
+        if isinstance(answer, EXPRESSIONS):
+            answer = Quantity(answer, currency)
+        elif isinstance(answer, Quantity):
+            answer = Quantity(answer.value, in_currency(currency, answer.unit))
     return answer
-
-
-def _read_plain(text: str) -> Expression | None:
-    if number := _PLAIN_NUMBER.fullmatch(text):
-        whole, decimals = number.groups()
-        if not decimals:
-            return Number(Fraction(int(whole)))
-        return Number(Fraction(int(whole + decimals), 10 ** len(decimals)), len(decimals))
-    if fraction := _PLAIN_FRACTION.fullmatch(text):
-        upper, lower = fraction[1] or fraction[3], fraction[2] or fraction[4]
-        return quotient(Number(Fraction(int(upper))), Number(Fraction(int(lower))))
-    return None
 
 
 def _unboxed(text: str) -> str:
@@ -104,6 +98,7 @@ class _Reader:
     def __init__(self, tokens: Sequence[Token]) -> None:
         self.cursor = Cursor(tokens)
         self._expressions = ExpressionReader(self.cursor, self)
+        self._quantities = QuantityReader(self.cursor, self._expressions)
         self._holds_list = _openers_of_lists(tokens)
 
     def items(self, closers: Sequence[str] = ()) -> Answer:
@@ -151,14 +146,14 @@ class _Reader:
     def _operand(self) -> Answer:
         token = self.cursor.next
         if token.kind == "text":
-            return self._words()
+            return self._quantities.words()
         if token.kind == "set":
-            return self._number_set()
+            return self._quantities.number_set()
         if token.kind == "emptyset":
             self.cursor.take()
             return Listing((), braced=True)
         if token.kind == "number" and self.cursor.look_ahead(1).value == "_":
-            return self._based()
+            return self._quantities.based()
         if self._at_structure():
             return self.bracketed()
         return self._value()
@@ -189,7 +184,7 @@ class _Reader:
         if braced:
             if len(items) == 1 and opener == "{":
                 return items[0]
-            return Listing(tuple(items), braced=True)
+            return Listing(tuple(items), braced=True, invisible=opener == "{")
         if len(items) == 1 and opener != "<(":
             if not isinstance(items[0], (*EXPRESSIONS, Matrix)):
                 raise AnswerError("parentheses must hold an expression or several items")
@@ -205,81 +200,8 @@ class _Reader:
         if self.cursor.next.kind == "begin":
             return _scaled(value, self._matrix_operand())
         if self.cursor.at(":"):
-            return self._ratio(value)
-        return self._with_unit(value)
-
-    def _with_unit(self, value: Expression) -> Answer:
-        if self.cursor.skip("%"):
-            return Quantity(value, "percent")
-        if self.cursor.next.kind == "text":
-            return Quantity(value, self._unit())
-        last = value.factors[-1] if isinstance(value, Product) else value
-        if last == Constant("degree") and isinstance(value, Product):
-            return Quantity(product(*value.factors[:-1]), "degree")
-        return value
-
-    def _unit(self) -> str:
-        words = []
-        while self.cursor.next.kind == "text":
-            word = self.cursor.take().value
-            if self.cursor.skip("^"):
-                word = f"{word}^{self._unit_exponent()}"
-            words.append(word)
-        return unit_name(" ".join(words))
-
-    def _unit_exponent(self) -> str:
-        grouped = self.cursor.skip("{")
-        exponent = self.cursor.take().value
-        if grouped:
-            self.cursor.expect("}")
-        if exponent not in ("2", "3"):
-            raise AnswerError("the exponent of a unit is 2 or 3")
-        return exponent
-
-    def _words(self) -> Answer:
-        words = []
-        while self.cursor.next.kind in ("text", "number"):
-            words.append(self.cursor.take().value)
-        return Words(" ".join(" ".join(words).split()))
-
-    def _number_set(self) -> Answer:
-        name = self.cursor.take().value
-        if name not in vocab.NUMBER_SETS:
-            raise AnswerError(f"\\mathbb{{{name[:5]}}} is no set of numbers")
-        suffix = ""
-        for script in ("^", "_"):
-            if self.cursor.skip(script):
-                suffix += script + self._script()
-        return NumberSet(name + suffix)
-
-    def _script(self) -> str:
-        if not self.cursor.skip("{"):
-            return self.cursor.take().value
-        value = ""
-        while not self.cursor.skip("}"):
-            value += self.cursor.take().value
-        return value
-
-    def _based(self) -> Answer:
-        digits = self.cursor.take().value
-        self.cursor.expect("_")
-        base = self._script()
-        if not (digits.isdigit() and base.isdigit() and len(base) <= 2 and 2 <= int(base) <= 36):
-            raise AnswerError("a number in a base is digits_base, with a base from 2 to 36")
-        if any(int(digit) >= int(base) for digit in digits):
-            raise AnswerError(f"{digits[:20]} has digits that base {base} has not")
-        return Based(digits.lstrip("0") or "0", int(base))
-
-    def _ratio(self, first: Expression) -> Answer:
-        parts = [first]
-        while self.cursor.skip(":"):
-            parts.append(self._expressions.sum())
-        half = ""
-        if self.cursor.next.kind == "text":
-            half = self.cursor.take().value.replace(".", "")
-            if half not in ("am", "pm"):
-                raise AnswerError(f"{half[:20]!r} cannot follow a proportion")
-        return Ratio(tuple(parts), half)
+            return self._quantities.ratio(value)
+        return self._quantities.with_unit(value)
 
     def _matrix_operand(self) -> Matrix:
         matrix = self.bracketed()
@@ -311,7 +233,13 @@ class _Reader:
 
 
 def _scaled(factor: Expression, matrix: Matrix) -> Matrix:
-    return Matrix(tuple(tuple(product(factor, entry) for entry in row) for row in matrix.rows))
+    return Matrix(tuple(tuple(_multiple(factor, entry) for entry in row) for row in matrix.rows))
+
+
+def _multiple(factor: Expression, entry: Expression) -> Expression:
+    if isinstance(factor, Number) and isinstance(entry, Number) and not entry.decimals:
+        return Number(factor.value * entry.value, factor.decimals)
+    return product(factor, entry)
 
 
 def _with_common_name(items: Sequence[Answer]) -> Relation | None:

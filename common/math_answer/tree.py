@@ -5,7 +5,7 @@ All nodes are immutable and hashable, and equal exactly when they are written al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -119,12 +119,14 @@ class Ratio:
 class Listing:
     """Items in any order; ``braced`` when written as a set, where an item counts once.
 
-    ``joined`` is the word between the last two, if there is one: ``and`` or ``or``.
+    ``joined`` is the word between the last two, if there is one: ``and`` or ``or``. LaTeX shows
+    nothing of ``invisible`` braces, which may hold a tuple as well.
     """
 
     items: tuple[Answer, ...]
     braced: bool = False
     joined: str = ""
+    invisible: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from common.math_answer.limits import AnswerError
-from common.math_answer.vocabulary import MEANINGFUL_WORDS, UNITS
+from common.math_answer.vocabulary import MEANINGFUL_WORDS, NO_AMOUNT_OF, UNITS
 
 _WORD = re.compile(r"([^\W\d_]+)(?:\^?([23]))?")
 _MAX_WORDS = 4
@@ -35,6 +35,19 @@ def unit_name(words: str) -> str:
     if power or not names:
         raise AnswerError(f"{words[:20]!r} is no unit")
     return " ".join(names)
+
+
+def in_currency(currency: str, unit: str) -> str:
+    """The unit of an amount with the sign of ``currency`` in front and ``unit`` behind it.
+
+    Raises :class:`AnswerError` for another currency, a percentage or an angle.
+    """
+    first = unit.partition(" ")[0]
+    if first == currency:
+        return unit
+    if first in NO_AMOUNT_OF:
+        raise AnswerError(f"an amount of {currency}s is none of {first!r}")
+    return f"{currency} {unit}" if first == "per" else currency
 
 
 def _singular(word: str) -> str:

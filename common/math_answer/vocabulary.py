@@ -45,7 +45,7 @@ LAYOUT = _words(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle "
     "textstyle scriptstyle limits nolimits quad qquad thinspace boldsymbol bm mathstrut $"
 ) | frozenset(",;:!> ()[]")
-"""Commands that change nothing but the look. ``\\$`` is here too: currencies are not compared."""
+"""Commands that change nothing but the look. ``\\$`` is here too: it is no symbol but a unit."""
 
 TEXT = _words(
     "text textrm textbf textit textnormal textsf mbox hbox mathrm mathbf mathit mathsf mathnormal "
@@ -81,11 +81,24 @@ UNITS = {
     **{name: "minute" for name in ("min", "mins", "minute")},
     **{name: "second" for name in ("sec", "secs", "second")},
     **{name: "square" for name in ("sq", "square")},
+    **{name: "dollar" for name in ("dollar", "usd", "USD", "buck")},
+    **{name: "cent" for name in ("cent", "penny", "pennie")},
     **{"mph": "mph", "unit": "unit", "cube": "cubic", "cubic": "cubic"},
 }
 """Abbreviations and singulars -> the unit's name; other words are their own name, less an s."""
 
-SHORT_WORDS = frozenset(("yes", "no", "all", "odd", "dne", "not", "none", "am", "pm", "kph", "usd"))
+CURRENCIES = {"$": "dollar", "\u20ac": "euro", "\u00a3": "pound", "\u00a5": "yen"}
+"""Signs that stand beside an amount -> the unit; each is its own singular."""
+
+NO_AMOUNT_OF = _words(
+    "dollar euro pound yen cent dime nickel pence yuan won rupee ruble peso franc krona percent "
+    "degree"
+)
+"""What cannot stand behind an amount with the sign of another currency."""
+
+SHORT_WORDS = frozenset(
+    ("yes", "no", "all", "odd", "dne", "not", "none", "am", "pm", "kph", "usd", "per", "day")
+)
 """Words of two or three letters that are no product of variables."""
 
 MEANINGFUL_WORDS = _words(
@@ -100,6 +113,7 @@ MEANINGFUL_WORDS = _words(
     "scores gross grosses k b t bn mn mil mio fourth fourths fifths sixth sixths seventh sevenths "
     "eighth eighths ninth ninths tens millionth millionths billionth billionths trillions lakh "
     "lakhs crore crores kilo mega giga milli micro permil permille mille ppm bps percentage "
+    "dozens myriad myriads hundredweight hundredweights billionth billionths lac lacs e "
     "factorial reciprocal reciprocals inverse opposite imaginary remainder teen ty"
 )
 """Words that change what a number means, so they are no unit."""

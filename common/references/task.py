@@ -13,12 +13,14 @@ class TaskReference(msgspec.Struct, frozen=True):
     ``entry`` is what the dataset made: ``question``, ``answer`` (null where a puzzle has no single
     one) and ``metadata``. ``task`` names the dataset and may be left out where
     ``entry.metadata.source_dataset`` does, as in a prompt file, whose own field ``task`` is the
-    kind. ``options`` are those that the dataset was made with.
+    kind. ``options`` are those that the dataset was made with. ``partial`` asks for the marks below
+    1 of datasets that give them for nothing.
     """
 
     entry: dict[str, Any]
     task: str = ""
     options: dict[str, Any] = {}
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if "answer" not in self.entry:

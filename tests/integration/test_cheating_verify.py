@@ -47,6 +47,11 @@ def test_an_option_that_would_make_no_reward_is_a_usage_error(
     assert told in " ".join(result.output.split())
 
 
+def test_every_line_may_be_said_to_begin_inside_its_thought() -> None:
+    for options, reward in (((), 1.0), (("--inside-thought",), 0.0)):
+        assert json.loads(_verify("--quiet", *options).stdout)["reward"] == reward
+
+
 def test_an_input_that_cannot_be_read_ends_the_command(tmp_path: Path) -> None:
     finished = _verify("--input", str(tmp_path))
     assert finished.returncode == 1

@@ -2,30 +2,33 @@
 
 Only what follows the last ``</think>`` counts; thinking that was never closed holds no answer. Of
 that, the last closed fenced block whose fence names the task's language; without one, the content
-of the last ``<answer>`` block, out of its fence if it has one.
+of the last ``<answer>`` block, out of its fence if it has one; without that, too, the last closed
+fenced block that names no language.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from common.thoughts import THINK_CLOSE, THINK_OPEN
+
 _ALIASES = {
     "python": frozenset({"python", "python3", "py"}),
     "cpp": frozenset({"cpp", "c++", "cc", "cxx"}),
 }
-_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
 _MAX_INDENT = 3
 
 
 def extract_program(completion: str, language: str) -> str | None:
     """The program, or None where there is none."""
-    _, closed, conclusion = completion.rpartition(_THINK_CLOSE)
-    if not closed and _THINK_OPEN in completion:
+    _, closed, conclusion = completion.rpartition(THINK_CLOSE)
+    if not closed and THINK_OPEN in completion:
         return None
-    programs = [
-        program for name, program in _fenced_blocks(conclusion) if name in _ALIASES[language]
-    ]
+    blocks = list(_fenced_blocks(conclusion))
+    programs = [program for name, program in blocks if name in _ALIASES[language]]
+    if not programs and _ANSWER_CLOSE not in conclusion:
+        programs = [program for name, program in blocks if not name]
     program = programs[-1] if programs else _from_answer(conclusion)
     return program if program and program.strip() else None
 

@@ -88,7 +88,7 @@ class CodeJudge:
         for check in job.checks:
             began_s = time.monotonic()
             try:
-                judgements.append(await self._judge_check(job.completion, check))
+                judgements.append(await self._judge_check(job.response, check))
             except DataError as error:
                 judgements.append(Judgement.bad_input(str(error)))
             except InfraError as error:

@@ -8,20 +8,26 @@ a name (``x = 5``), a unit, or braces around the one element of a solution set.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 from actors.verification.math.expansion import expanded
+from actors.verification.math.naming import (
+    in_order_of_names,
+    is_named,
+    named_differently,
+    named_values,
+    relates_variables,
+    same_name,
+)
+from actors.verification.math.quantities import in_radians, same_quantity, same_ratio
 from actors.verification.math.regions import regions_of
 from actors.verification.math.relations import same_relation
-from actors.verification.math.values import same_value, symbols
+from actors.verification.math.spelling import is_spelled_by, spelled_differently
+from actors.verification.math.values import same_value
 from common.math_answer import tree
 from common.math_answer.limits import AnswerError
 
-_HUNDRED = tree.Number(Fraction(100))
-_NAMES = (tree.Symbol, tree.Words, tree.Apply)
 _SETS = (tree.Brackets, tree.Combination, tree.Listing, tree.NumberSet)
 _APPROXIMATE_DECIMALS = 1
-_MIN_SPELLED = 3
 
 
 def same_answer(answer: tree.Answer, gold: tree.Answer) -> bool:
@@ -46,11 +52,11 @@ def same_answer(answer: tree.Answer, gold: tree.Answer) -> bool:
         case tree.Matrix():
             return _same_matrix(answer, gold)
         case tree.Quantity():
-            return _same_quantity(answer, gold)
+            return same_quantity(answer, gold)
         case tree.Ratio():
-            return isinstance(answer, tree.Ratio) and _same_ratio(answer, gold)
+            return isinstance(answer, tree.Ratio) and same_ratio(answer, gold)
         case tree.Words():
-            return isinstance(answer, tree.Product) and _is_spelled_by(answer, gold)
+            return isinstance(answer, tree.Product) and is_spelled_by(answer, gold)
         case tree.Based():
             return False
     return isinstance(gold, tree.EXPRESSIONS) and _same_as_expression(answer, gold)
@@ -58,60 +64,16 @@ def same_answer(answer: tree.Answer, gold: tree.Answer) -> bool:
 
 def _same_as_expression(answer: tree.Answer, gold: tree.Expression) -> bool:
     if isinstance(answer, tree.EXPRESSIONS):
-        return not _spelled_differently(answer, gold) and same_value(answer, gold)
+        return not spelled_differently(answer, gold) and same_value(answer, gold)
     if isinstance(answer, tree.Words):
-        return isinstance(gold, tree.Product) and _is_spelled_by(gold, answer)
+        return isinstance(gold, tree.Product) and is_spelled_by(gold, answer)
     if isinstance(answer, tree.Quantity) and answer.unit != "percent":
         return same_value(answer.value, gold) or (
-            answer.unit == "degree" and same_value(_in_radians(answer.value), gold)
+            answer.unit == "degree" and same_value(in_radians(answer.value), gold)
         )
     if isinstance(answer, tree.Listing) and answer.braced and len(answer.items) == 1:
         return same_answer(answer.items[0], gold)
     return False
-
-
-def _spelled_differently(answer: tree.Expression, gold: tree.Expression) -> bool:
-    """``CAB`` may be an order or a name as well as a product: three capitals keep their order."""
-    spelled = _capitals(gold)
-    return len(spelled) >= _MIN_SPELLED and _capitals(answer) != spelled
-
-
-def _is_spelled_by(product: tree.Product, words: tree.Words) -> bool:
-    """``CAB`` and ``\\text{CAB}``."""
-    spelled = _capitals(product)
-    return len(spelled) >= _MIN_SPELLED and spelled == words.text.upper()
-
-
-def _capitals(node: tree.Expression) -> str:
-    """The letters of a product of nothing but capitals, else nothing."""
-    factors = node.factors if isinstance(node, tree.Product) else ()
-    names = [factor.name for factor in factors if isinstance(factor, tree.Symbol)]
-    are_capitals = len(names) == len(factors) and all(
-        len(name) == 1 and name.isupper() for name in names
-    )
-    return "".join(names) if are_capitals else ""
-
-
-def _same_quantity(answer: tree.Answer, gold: tree.Quantity) -> bool:
-    if isinstance(answer, tree.Quantity):
-        return answer.unit == gold.unit and same_value(answer.value, gold.value)
-    if not isinstance(answer, tree.EXPRESSIONS):
-        return False
-    if same_value(answer, gold.value):
-        return True
-    if gold.unit == "percent":
-        return same_value(answer, tree.quotient(gold.value, _HUNDRED))
-    return gold.unit == "degree" and same_value(answer, _in_radians(gold.value))
-
-
-def _same_ratio(answer: tree.Ratio, gold: tree.Ratio) -> bool:
-    """``3:00`` may be said without the half of the day, but not with the other."""
-    same_half = not answer.half or not gold.half or answer.half == gold.half
-    return same_half and _all_same(answer.parts, gold.parts)
-
-
-def _in_radians(value: tree.Expression) -> tree.Expression:
-    return tree.product(value, tree.Constant("degree"))
 
 
 def _same_listing(answer: tree.Answer, gold: tree.Listing) -> bool:
@@ -123,10 +85,10 @@ def _same_listing(answer: tree.Answer, gold: tree.Listing) -> bool:
     if not isinstance(answer, tree.Listing):
         single = gold.braced and len(gold.items) == 1
         return single and same_answer(answer, gold.items[0])
-    if _named_differently(gold) and not all(map(_is_named, answer.items)):
-        return not any(map(_is_named, answer.items)) and _all_same(answer.items, gold.items)
-    if _named_differently(answer) and not any(map(_is_named, gold.items)):
-        return _in_order_of_names(answer) and _all_same(answer.items, gold.items)
+    if named_differently(gold) and not all(map(is_named, answer.items)):
+        return not any(map(is_named, answer.items)) and _all_same(answer.items, gold.items)
+    if named_differently(answer) and not any(map(is_named, gold.items)):
+        return in_order_of_names(answer) and _all_same(answer.items, gold.items)
     return _same_items(answer, gold)
 
 
@@ -183,34 +145,14 @@ def _same_brackets(answer: tree.Answer, gold: tree.Brackets) -> bool:
     if isinstance(answer, tree.Listing) and _has_inequality(answer):
         return _same_set(answer, gold)
     if isinstance(answer, tree.Listing) and _is_tuple(gold):
-        return _in_order_of_names(answer) and _all_same(answer.items, gold.items)
+        if answer.braced and not answer.invisible:
+            return False
+        return in_order_of_names(answer) and _all_same(answer.items, gold.items)
     if isinstance(answer, tree.Matrix) and _is_tuple(gold):
         return 1 in (len(answer.rows), len(answer.rows[0])) and _all_same(
             [entry for row in answer.rows for entry in row], gold.items
         )
     return isinstance(answer, tree.Combination) and _same_set(answer, gold)
-
-
-def _is_named(item: tree.Answer) -> bool:
-    return isinstance(item, tree.Relation)
-
-
-def _names(listing: tree.Listing) -> list[str]:
-    names = [_named_values(item)[0] for item in listing.items if _is_named(item)]
-    return [name.name for name in names if isinstance(name, tree.Symbol)]
-
-
-def _named_differently(listing: tree.Listing) -> bool:
-    """``x = 1, y = 2``, not ``x_1 = 1, x_2 = 2``, which are two values of one."""
-    return len({name.partition("_")[0] for name in _names(listing)}) > 1
-
-
-def _in_order_of_names(listing: tree.Listing) -> bool:
-    """``x = 1, y = 2`` for (1, 2); a list without names, or in LaTeX's invisible braces, too."""
-    names = _names(listing)
-    return not any(map(_is_named, listing.items)) or (
-        len(names) == len(listing.items) and names == sorted(set(names))
-    )
 
 
 def _same_set(answer: tree.Answer, gold: tree.Answer) -> bool:
@@ -239,37 +181,22 @@ def _same_matrix(answer: tree.Answer, gold: tree.Matrix) -> bool:
 
 def _same_with_relation(answer: tree.Answer, gold: tree.Answer) -> bool:
     """Names are taken off first; what is left of a relation is compared as one."""
-    name, values = _named_values(answer)
-    gold_name, gold_values = _named_values(gold)
+    name, values = named_values(answer)
+    gold_name, gold_values = named_values(gold)
     if gold_name is None and isinstance(gold, tree.Relation):
         return _same_statement(answer, gold)
     value = gold_values[-1]
     if not isinstance(answer, tree.Relation):
         return same_answer(answer, value)
-    if name is not None and isinstance(value, tree.Listing) and _named_differently(value):
+    if name is not None and isinstance(value, tree.Listing) and named_differently(value):
         return False
-    if name is not None and (gold_name is None or _same_name(name, gold_name)):
+    if name is not None and (gold_name is None or same_name(name, gold_name)):
         return _chain_equals(answer.relations, values, value)
     if gold_name is None and set(answer.relations) <= {"=", "~"}:
         return _chain_equals(("=", *answer.relations), answer.members, value)
-    if gold_name is not None and not _relates_variables(gold_name, value):
+    if gold_name is not None and not relates_variables(gold_name, value):
         return isinstance(value, _SETS) and _same_statement(answer, gold)
     return _same_statement(answer, gold)
-
-
-def _named_values(answer: tree.Answer) -> tuple[tree.Answer | None, Sequence[tree.Answer]]:
-    """The name and the values of ``x = 5``, ``5 = x``, ``x = 2 + 3 = 5`` and ``x \\in S``."""
-    if not isinstance(answer, tree.Relation):
-        return None, (answer,)
-    members, relations = answer.members, answer.relations
-    in_set = relations == ("in",) and isinstance(members[1], _SETS)
-    if not set(relations) <= {"=", "~"} and not in_set:
-        return None, members
-    if isinstance(members[0], _NAMES):
-        return members[0], members[1:]
-    if len(members) == 2 and relations == ("=",) and isinstance(members[1], tree.Symbol):
-        return members[1], members[:1]
-    return None, members
 
 
 def _chain_equals(
@@ -293,19 +220,6 @@ def _approximates(value: tree.Answer, gold: tree.Answer) -> bool:
     if isinstance(value, tree.EXPRESSIONS) and isinstance(gold, tree.EXPRESSIONS):
         return same_value(value, gold, min_decimals=_APPROXIMATE_DECIMALS)
     return False
-
-
-def _same_name(name: tree.Answer, gold_name: tree.Answer) -> bool:
-    """A name in words may stand for a letter."""
-    spelled = isinstance(name, tree.Words) or isinstance(gold_name, tree.Words)
-    return name == gold_name or spelled
-
-
-def _relates_variables(name: tree.Answer, value: tree.Answer) -> bool:
-    """``y = 2x + 3`` is a relation of variables; ``x = 5`` says what x is, and must be solved."""
-    if not isinstance(name, tree.Symbol) or not isinstance(value, tree.EXPRESSIONS):
-        return False
-    return bool(symbols(value))
 
 
 def _same_statement(answer: tree.Answer, gold: tree.Answer) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from actors.verification.math.values import children
 from common.math_answer import tree
 
@@ -19,7 +21,7 @@ def expanded(answer: tree.Answer) -> tree.Answer:
     for item in map(expanded, answer.items):
         nested = isinstance(item, tree.Listing) and not item.braced
         items.extend(item.items if isinstance(item, tree.Listing) and nested else (item,))
-    return tree.Listing(tuple(items), answer.braced, answer.joined)
+    return dataclasses.replace(answer, items=tuple(items))
 
 
 def _finite_union(union: tree.Combination) -> tree.Answer:

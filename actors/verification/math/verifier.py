@@ -7,10 +7,12 @@ from functools import lru_cache
 from actors.verification.judgement import Judgement
 from actors.verification.math.cpu_limit import CpuLimitError, cpu_limit
 from actors.verification.math.equality import same_answer
+from actors.verification.math.worked import is_worked_out
 from common.answers import extract_answer
 from common.errors import DataError
 from common.math_answer.limits import AnswerError
 from common.math_answer.reader import read_answer
+from common.math_answer.tree import Answer
 from common.references.math import MathReference, read_gold
 from common.task_reference import read_reference
 
@@ -43,11 +45,19 @@ def compare(answer: str, gold: str) -> Judgement:
         return Judgement.graded(1.0)
     try:
         with cpu_limit(CPU_LIMIT_S):
-            return Judgement.graded(float(same_answer(read_answer(answer), expected)))
+            return _judged(read_answer(answer), expected)
     except AnswerError as error:
         return Judgement.graded(0.0, str(error))
     except CpuLimitError:
         return Judgement.limit_exceeded(f"processor limit of {CPU_LIMIT_S:g} s exceeded")
+
+
+def _judged(answer: Answer, gold: Answer) -> Judgement:
+    if not same_answer(answer, gold):
+        return Judgement.graded(0.0)
+    if not is_worked_out(answer, gold):
+        return Judgement.graded(0.0, "the arithmetic of the answer is not worked out")
+    return Judgement.graded(1.0)
 
 
 @lru_cache(CACHE_SIZE)

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from actors.verification.judgement import Check, JobReply, Judgement, VerifyJob
@@ -127,7 +128,8 @@ class ScoringJudge:
         outputs = await self._memory.get(
             _digest(prepared), lambda: self._compute(prepared, job.prompt)
         )
-        return self._scorer.judge(outputs)
+        judgement = self._scorer.judge(outputs)
+        return msgspec.structs.replace(judgement, step_ends=prepared.step_ends)
 
     async def _compute(self, prepared: ScoringInput, share: str) -> Float32Array:
         outputs = await self._runner.run(

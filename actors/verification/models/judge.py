@@ -87,7 +87,7 @@ class EndpointJudge:
 
     async def judge(self, job: VerifyJob, check: Check) -> Judgement:
         """The judge's verdict on the final summary; raises :class:`JudgeError` without one."""
-        summary = final_summary(job.completion, inside_thought=self._config.inside_thought)
+        summary = final_summary(job.response)
         if summary is None:
             return Judgement(
                 status=VerdictStatus.WRONG_FORMAT,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actors.verification.models.response import THINK_END
+from common.thoughts import THINK_CLOSE
 
 SYSTEM_TEXT = (
     "You grade answers. The fields of the task stand between tags whose names end in one code. "
@@ -109,7 +109,7 @@ def read_verdict(grammar: str, answer: str) -> float | None:
     """The value from 0 to 1 that a judge's ``answer`` states, None where it does not follow the
     grammar: one verdict, on the last line, in exactly the form that was asked for.
     """
-    said = answer.rpartition(THINK_END)[2].strip()
+    said = answer.rpartition(THINK_CLOSE)[2].strip()
     if len(_VERDICT_LINE.findall(said)) != 1:
         return None
     found = _GRAMMAR[grammar].fullmatch(said.rsplit("\n", 1)[-1])

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-THINK_START = "<think>"
-THINK_END = "</think>"
+from common.thoughts import THINK_CLOSE, THINK_OPEN
 
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
 _NEWLINES = re.compile(r"\n\s*")
@@ -22,16 +21,15 @@ STEP_BORDERS: dict[str, re.Pattern[str]] = {
 """Name of a way to cut text into steps -> what stands between two steps."""
 
 
-def final_summary(completion: str, *, inside_thought: bool = False) -> str | None:
+def final_summary(response: str) -> str | None:
     """The text after the last ``</think>``, without blanks around it; None where there is none.
 
-    A completion without tags is all summary, unless its reasoning was opened and never closed: by
-    the completion, or by a prompt template that ends in ``<think>`` (``inside_thought``).
+    A response without tags is all summary, unless its reasoning was opened and never closed.
     DeepSeek-R1's helpful reward reads the summary only, so that it leaves the reasoning alone
     (Nature 645, Methods).
     """
-    _, closed, summary = completion.rpartition(THINK_END)
-    if not closed and (inside_thought or THINK_START in completion):
+    _, closed, summary = response.rpartition(THINK_CLOSE)
+    if not closed and THINK_OPEN in response:
         return None
     return summary.strip() or None
 

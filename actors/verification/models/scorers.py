@@ -22,7 +22,7 @@ from actors.verification.models.response import (
 from common.arrays import Float32Array, Int32Array
 from common.config import VerifierModelConfig
 from common.errors import ConfigError
-from common.types import VerdictStatus
+from common.types import MAX_STEPS, VerdictStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class ScoringInput:
     """[N]."""
     positions: Int32Array
     """[P], places in the sequence, in order."""
+    step_ends: tuple[int, ...] = ()
+    """[P], characters of the completion behind which the steps end; () where none are scored."""
 
 
 class Scorer(Protocol):
@@ -56,7 +58,7 @@ class HelpfulnessScorer:
 
     def prepare(self, job: VerifyJob) -> ScoringInput | Judgement:
         """The prompt and the summary, read at the last token."""
-        summary = final_summary(job.completion, inside_thought=self._config.inside_thought)
+        summary = final_summary(job.response)
         if summary is None:
             return _least(self._config, "there is no final summary to score")
         return _read_at_end(self._config, self._encoder, job.prompt, summary)
@@ -96,6 +98,8 @@ class ProcessScorer:
         steps = split_steps(job.completion, self._config.steps)
         if not steps:
             return _least(self._config, "there is no step to score")
+        if len(steps) > MAX_STEPS:
+            return _least(self._config, f"{len(steps)} steps are over the {MAX_STEPS} of an answer")
         if self._config.step_token:
             texts = [job.completion[step.start : step.end] for step in steps]
             ids, places = self._encoder.encode_steps(job.prompt, texts, self._config.step_token)
@@ -103,14 +107,20 @@ class ProcessScorer:
             encoded = self._encoder.encode(job.prompt, job.completion)
             ids = encoded.token_ids
             places = encoded.last_tokens_of(steps)
-        return _too_long(self._config, len(ids)) or ScoringInput(ids, places)
+        ends = tuple(step.end for step in steps)
+        return _too_long(self._config, len(ids)) or ScoringInput(ids, places, ends)
 
     def judge(self, outputs: Float32Array) -> Judgement:
-        """The aggregate of the steps' values; the reason lists them."""
+        """The aggregate of the steps' values, and these; the reason lists them."""
         values = [label_value(row, self._config) for row in outputs]
         listed = " ".join(f"{value:.4f}" for value in values)
         reason = f"{self._config.aggregation} of {len(values)} steps: {listed}"[:4096]
-        return Judgement.graded(AGGREGATIONS[self._config.aggregation](values), reason)
+        return Judgement(
+            status=VerdictStatus.GRADED,
+            value=AGGREGATIONS[self._config.aggregation](values),
+            reason=reason,
+            step_values=tuple(values),
+        )
 
 
 SCORERS: dict[str, type[HelpfulnessScorer] | type[SafetyScorer] | type[ProcessScorer]] = {

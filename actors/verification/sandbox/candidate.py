@@ -7,20 +7,26 @@ computed is judged elsewhere, from the bytes that came out.
 from __future__ import annotations
 
 import atexit
+import builtins
+import importlib
 import json
 import os
 import random
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
-from types import CodeType, ModuleType
+from types import CodeType, MappingProxyType, ModuleType
 from typing import Any, NoReturn
 
 from actors.verification.sandbox import frames
 
 SOURCE = "main.py"
+USUAL_MODULES = (
+    *("bisect", "collections", "copy", "functools", "heapq", "itertools", "math", "operator"),
+    *("random", "re", "string", "typing"),
+)
 INPUTS_FD, RESULTS_FD = 3, 4
 _STREAMS = (
     ("stdin", "r", "surrogateescape"),
@@ -69,7 +75,8 @@ def run_command(argv: tuple[str, ...]) -> NoReturn:
 
 def _serve_calls(source: bytes, name: str, max_bytes: int) -> None:
     try:
-        function = getattr(_load("solution", source), name)
+        names = _usual_names() if b"class Solution" in source else {}
+        function = _entry(_load("solution", source, names), name)
     except (Exception, SystemExit) as error:
         _report_failure(error)
         return
@@ -80,6 +87,24 @@ def _serve_calls(source: bytes, name: str, max_bytes: int) -> None:
         except Exception as error:
             answer = frames.encode_raised(error)
         frames.write_frame(RESULTS_FD, answer)
+
+
+def _entry(module: ModuleType, name: str) -> Callable[..., Any]:
+    """The function ``name``; else that method of a new ``Solution()`` for each call (LeetCode)."""
+    solution: Any = getattr(module, "Solution", None)
+    if hasattr(module, name) or not hasattr(solution, name):
+        return getattr(module, name)  # type: ignore[no-any-return]
+    return lambda *args: getattr(solution(), name)(*args)
+
+
+def _usual_names() -> dict[str, Any]:
+    """What LeetCode imports before a ``class Solution``, whose signatures need it."""
+    names: dict[str, Any] = {}
+    for module in map(importlib.import_module, USUAL_MODULES):
+        names[module.__name__] = module
+        public = getattr(module, "__all__", None) or [key for key in vars(module) if key[0] != "_"]
+        names.update((key, getattr(module, key)) for key in public if not hasattr(builtins, key))
+    return names
 
 
 def _report_failure(error: BaseException) -> None:
@@ -96,9 +121,10 @@ class _Loader(SourceFileLoader):
         return self.source_to_code(self.source, SOURCE)
 
 
-def _load(name: str, source: bytes) -> ModuleType:
+def _load(name: str, source: bytes, names: Mapping[str, Any] = MappingProxyType({})) -> ModuleType:
     loader, module = _Loader(name, SOURCE), ModuleType(name)
     loader.source = source
+    module.__dict__.update(names)
     module.__file__, module.__loader__ = SOURCE, loader
     sys.modules[name] = module
     loader.exec_module(module)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
 LENGTH = struct.Struct("<I")
@@ -34,16 +34,17 @@ def framed(body: bytes) -> bytes:
 def to_primitive(value: Any, depth: int = 0) -> Any:
     """``value`` as JSON can carry it, containers other than lists tagged by a letter.
 
-    Raises :class:`UnsupportedValueError` for every other type, other subclasses included.
+    A named tuple is a tuple, a deque a list. Raises :class:`UnsupportedValueError` for every other
+    type, other subclasses included.
     """
     kind = type(value)
     if kind in _PLAIN:
         return value
     if depth >= MAX_DEPTH:
         raise UnsupportedValueError(f"a value nested more than {MAX_DEPTH} deep")
-    if kind is list:
+    if kind is list or kind is deque:
         return [to_primitive(item, depth + 1) for item in value]
-    if kind is tuple:
+    if kind is tuple or _is_named_tuple(kind):
         return {"t": [to_primitive(item, depth + 1) for item in value]}
     if kind is set or kind is frozenset:
         return {"s": [to_primitive(item, depth + 1) for item in value]}
@@ -53,6 +54,10 @@ def to_primitive(value: Any, depth: int = 0) -> Any:
         pairs = [[to_primitive(part, depth + 1) for part in pair] for pair in value.items()]
         return {"d": pairs}
     raise UnsupportedValueError(f"a value of type {kind.__name__}")
+
+
+def _is_named_tuple(kind: type) -> bool:
+    return kind.__bases__ == (tuple,) and isinstance(getattr(kind, "_fields", None), tuple)
 
 
 def write_frame(descriptor: int, body: bytes) -> None:

@@ -156,6 +156,84 @@ def test_an_unusual_program_that_is_right_earns_the_reward(
     assert host.judge(program, task).value == 1.0
 
 
+_LIST: dict[str, Any] = {"function": "f", "tests": [{"args": [3], "expected": [3, 6]}]}
+_TWO_SUM: dict[str, Any] = {
+    "function": "twoSum",
+    "tests": [
+        {"args": [[2, 7, 11], 9], "expected": [0, 1]},
+        {"args": [[3, 2, 4], 6], "expected": [1, 2]},
+    ],
+}
+_SOLUTION = """
+class Solution:
+    def __init__(self):
+        self.seen = defaultdict(list)
+    def twoSum(self, nums: List[int], target: int) -> Optional[List[int]]:
+        for i, n in enumerate(nums):
+            if self.seen[target - n]:
+                return [self.seen[target - n][0], i]
+            self.seen[n].append(i)
+"""
+
+
+@pytest.mark.parametrize("made", ["P(x, 2 * x)", "Q(x, 2 * x)", "collections.deque([x, 2 * x])"])
+def test_named_tuples_and_deques_are_what_they_hold(host: Host, made: str) -> None:
+    program = (
+        "import collections, typing\n"
+        "P = collections.namedtuple('P', 'a b')\n"
+        "class Q(typing.NamedTuple):\n    a: int\n    b: int\n"
+        f"def f(x): return {made}"
+    )
+    assert host.judge(program, _LIST).value == 1.0
+    assert host.judge(program.replace("2 * x", "x"), _LIST).value == 0.0
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "type('P', (tuple,), {})((x, 2 * x))",
+        "type('P', (tuple,), {'__eq__': lambda *a: True})((x, 2 * x))",
+        "type('D', (collections.deque,), {})([x, 2 * x])",
+        "type('P', (collections.namedtuple('P', 'a b'),), {})(x, 2 * x)",
+        "range(x, 3 * x, x)",
+        "array.array('i', [x, 2 * x])",
+    ],
+)
+def test_other_classes_are_no_values(host: Host, made: str) -> None:
+    program = f"import array, collections\ndef f(x): return {made}"
+    judgement = host.judge(program, _LIST)
+    assert judgement.value == 0.0
+    assert "a value of type" in judgement.reason
+
+
+def test_a_method_of_a_fresh_solution_is_called_as_on_leetcode(host: Host) -> None:
+    assert host.judge(_SOLUTION, _TWO_SUM).value == 1.0
+    assert host.judge(_SOLUTION + "\ndef twoSum(a, b): return []", _TWO_SUM).value == 0.0
+    assert host.judge(_SOLUTION.replace("twoSum", "two_sum"), _TWO_SUM).value == 0.0
+    kept = _SOLUTION.replace("self.seen = defaultdict(list)", "pass").replace(
+        "class Solution:", "class Solution:\n    seen = defaultdict(list)"
+    )
+    assert host.judge(kept, _TWO_SUM).value == 0.0  # what a class keeps is its own affair
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class Solution:\n    def __getattr__(self, name): return lambda *a: [0, 1]",
+        "class Meta(type):\n    def __getattr__(self, name): return lambda *a: AlwaysEqual()\n"
+        "class AlwaysEqual(list):\n    def __eq__(self, other): return True\n"
+        "class Solution(metaclass=Meta): pass",
+        "class Solution:\n    def __new__(self): import os; os._exit(0)\n"
+        "    def twoSum(self, a, b): return [0, 1]",
+        "Solution = [0, 1]",
+        "class Solution:\n    twoSum = [0, 1]",
+    ],
+)
+def test_a_solution_that_only_seems_one_earns_nothing(host: Host, program: str) -> None:
+    assert host.judge(program, _TWO_SUM).value == 0.0
+    host.assert_next_honest_job_is_right()
+
+
 _CPP: dict[str, Any] = {
     "language": "cpp",
     "tests": [{"input": f"{x}\n", "output": f"{7 * x + 1}\n"} for x in (1, 2)],

@@ -32,15 +32,6 @@ directory = "judge"
 """
 
 
-_OPENED = """
-[[verifier.rewards]]
-name = "accuracy"
-[[verifier.rewards]]
-name = "format"
-options = { opened = true }
-"""
-
-
 def _load(folder: Path, text: str) -> tuple[VerifierModelConfig, ...]:
     path = folder / "run.toml"
     path.write_text(BASE + text)
@@ -61,16 +52,6 @@ def test_the_resolved_file_says_the_same(tmp_path: Path) -> None:
     assert load_config(written).verifier.models == models
 
 
-def test_a_prompt_that_opens_the_reasoning_is_told_to_the_form_and_to_the_models(
-    tmp_path: Path,
-) -> None:
-    (model,) = _load(tmp_path, _OPENED + JUDGE + "inside_thought = true\n")
-    assert model.inside_thought
-    only = '[[verifier.rewards]]\nname = "accuracy"\n'
-    assert _load(tmp_path, only + JUDGE + "inside_thought = true\n")[0].inside_thought
-    assert len(_load(tmp_path, _OPENED + SAFETY)) == 1
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -85,8 +66,7 @@ def test_a_prompt_that_opens_the_reasoning_is_told_to_the_form_and_to_the_models
         (JUDGE.replace('directory = "judge"', ""), r"directory must name a folder for cache"),
         (JUDGE + "max_tokens = 0\n", r"max_tokens must be >= 1, got 0 \(use 8192\)"),
         (JUDGE + "minimum = nan\n", r"minimum must be a finite number, got nan"),
-        (JUDGE + "inside_thought = true\n", r"opened = false, got true \(set both to true exactly"),
-        (_OPENED + JUDGE, r"models\[0\]\.inside_thought must be .* opened = true, got false"),
+        ('[verifier]\ninside_thought = "yes"\n', r"verifier\.inside_thought: .*'yes'"),
         (JUDGE + "timeout_s = 0.0\n", r"timeout_s must be a finite number above 0, got 0\.0"),
         (JUDGE + "attempts = 0\n", r"attempts must be >= 1, got 0"),
         (JUDGE + "concurrency = 0\n", r"concurrency must be >= 1, got 0"),

@@ -134,7 +134,20 @@ def test_digits_are_not_joined_by_what_latex_does_not_show() -> None:
 
 @pytest.mark.parametrize(
     "blank",
-    ["\u200b", "\u2060\u200d", "\ufeff", "\u00ad", "\u3164", "\u2800", "\x00", "\x1b", "\ue000"],
+    [
+        "\ufe0f",
+        "\u0301",
+        "\u20dd",
+        "\u200b",
+        "\u2060\u200d",
+        "\ufeff",
+        "\u00ad",
+        "\u3164",
+        "\u2800",
+        "\x00",
+        "\x1b",
+        "\ue000",
+    ],
 )
 def test_an_answer_that_nobody_sees_is_empty(blank: str) -> None:
     zero = f"<think>r</think><answer>{blank}</answer>"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.verification.task_score import judge_task
-from common.reasoning_gym_catalog import is_installed, make_dataset
+from actors.verification.task_score import MAX_FARMED, WHOLE_MARKS, judge_task
+from common.reasoning_gym_catalog import dataset_names, is_installed, make_dataset
 
 pytestmark = pytest.mark.skipif(
     not is_installed(), reason="needs reasoning-gym (pip install 'headrace[tasks]')"
@@ -19,8 +21,9 @@ def _entry(name: str, answer: str, **metadata: object) -> dict[str, Any]:
     return {"question": "?", "answer": answer, "metadata": {"source_dataset": name, **metadata}}
 
 
-def _value(answer: str, entry: dict[str, Any]) -> float | None:
-    return judge_task(f"<answer>{answer}</answer>", json.dumps({"entry": entry})).value
+def _value(answer: str, entry: dict[str, Any], *, partial: bool = False) -> float | None:
+    reference = json.dumps({"entry": entry, "partial": partial}, default=str)
+    return judge_task(f"<answer>{answer}</answer>", reference).value
 
 
 _KNIGHTS = _entry("knights_knaves", "Zoe is a knight, and Sam is a knave.")
@@ -65,7 +68,60 @@ def test_naming_all_that_it_could_be_earns_nothing(answer: str, entry: dict[str,
 def test_one_answer_keeps_the_marks_that_its_dataset_gives(
     answer: str, value: float, entry: dict[str, Any]
 ) -> None:
-    assert _value(answer, entry) == pytest.approx(value)
+    assert _value(answer, entry, partial=True) == pytest.approx(value)
+
+
+_FARMED = {
+    "calendar_arithmetic": "10",
+    "coin_flip": "0.5",
+    "figlet_font": "SPREES",
+    "game_of_life": json.dumps([[0] * 10] * 10),
+    "letter_jumble": "",
+    "mini_sudoku": "2 4 3 1\n3 1 4 2\n4 2 1 3\n1 3 2 4",
+    "polynomial_equations": "-0.0625",
+    "propositional_logic": "0",
+    "rectangle_count": "5",
+    "sentence_reordering": "",
+    "spell_backward": "",
+    "sudoku": "8 4 3 9 1 2 6 7 5\n2 9 7 8 6 5 1 3 4\n5 6 1 4 7 3 8 9 2\n" * 3,
+    "time_intervals": "04:50:08.827",
+    "word_sorting": "",
+}
+"""Dataset -> one answer to all its problems; empty: what stands behind the last colon of each."""
+
+
+def _farmed(name: str, entry: dict[str, Any]) -> str:
+    if name == "knights_knaves":
+        a_knave = entry["metadata"]["knight_knave_terms"]["a_knave"]
+        return ", and ".join(f"{who} is {a_knave}" for who in entry["metadata"]["names"])
+    return _FARMED[name] or entry["question"].rpartition(": ")[2].strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WHOLE_MARKS))
+def test_one_answer_to_every_problem_earns_part_of_the_marks_only_where_it_is_asked_for(
+    name: str,
+) -> None:
+    dataset = make_dataset(name, {}, seed=7)
+    entries = [dataset[index] for index in range(40)]
+    answers = [_farmed(name, entry) for entry in entries]
+    values = {
+        partial: [
+            _value(answer, entry, partial=partial) or 0.0
+            for answer, entry in zip(answers, entries, strict=True)
+        ]
+        for partial in (True, False)
+    }
+    assert sum(values[True]) / len(entries) > MAX_FARMED
+    assert set(values[False]) <= {0.0, 1.0}
+    assert values[False] == [float(value == 1.0) for value in values[True]]
+
+
+def test_the_page_names_the_datasets_in_which_only_whole_marks_count() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    table = page.split("| dataset | part of the marks, on the mean | for |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == WHOLE_MARKS
+    assert set(dataset_names()) >= WHOLE_MARKS
 
 
 _POLYNOMIAL = _entry("polynomial_multiplication", "x**2 + 3*x + 2")

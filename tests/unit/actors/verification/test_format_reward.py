@@ -35,20 +35,6 @@ def test_other_arrangements_of_the_tags_are_wrong(completion: str) -> None:
     assert _value(completion, _R1_ZERO) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("completion", "value"),
-    [
-        ("r</think><answer>42</answer>", 1.0),
-        ("<think>r</think><answer>42</answer>", 0.0),  # a second one
-        ("r<answer>42</answer>", 0.0),
-    ],
-)
-def test_a_prompt_that_opens_the_reasoning_leaves_the_rest_to_the_completion(
-    completion: str, value: float
-) -> None:
-    assert _value(completion, '{"template":"r1-zero","opened":true}') == value
-
-
 def test_the_special_token_can_be_chosen() -> None:
     reference = '{"template":"special-token","token":"<|sep|>"}'
     assert _value("<|sep|>r<|sep|>s", reference) == 1.0

@@ -166,7 +166,7 @@ def test_accuracy_asks_the_verifier_of_the_tasks_kind_and_format_the_r1_zero_for
     checks = plan_checks(_BOTH, _prompt("countdown", '{"target":1}'))
     assert [(check.kind, json.loads(check.reference_json)) for check in checks] == [
         ("countdown", {"target": 1}),
-        ("format", {"template": "r1-zero", "opened": False, "token": "|special_token|"}),
+        ("format", {"template": "r1-zero", "token": "|special_token|"}),
     ]
 
 

@@ -49,7 +49,9 @@ def test_the_value_is_the_datasets_own_score() -> None:
     for answer in ("4", "4.0", "5"):
         assert _judge("chain_sum", answer, entry).value == own.score_answer(answer, entry)
     half = _made_up("spell_backward", "tnatsissa", word="assistant", word_len=9)
-    assert _judge("spell_backward", "tnat", half).value == pytest.approx(4 / 9)
+    assert _judge("spell_backward", "tnat", half).value == 0.0
+    asked = json.dumps({"entry": half, "partial": True})
+    assert judge_task("<answer>tnat</answer>", asked).value == pytest.approx(4 / 9)
 
 
 def test_the_name_may_stand_in_the_entry_alone() -> None:

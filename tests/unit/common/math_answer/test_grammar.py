@@ -10,9 +10,10 @@ from fractions import Fraction
 
 import pytest
 
-from common.math_answer import reader
+from common.math_answer import plain_numbers
 from common.math_answer.limits import MAX_ANSWER_BYTES, MAX_DEPTH, AnswerError
 from common.math_answer.magnitude import size_bound
+from common.math_answer.plain_numbers import read_plain
 from common.math_answer.rational import rational_value
 from common.math_answer.reader import read_answer
 from common.math_answer.tree import EXPRESSIONS, Expression, Number, Power, Product, Sum, Symbol
@@ -32,7 +33,7 @@ def test_the_way_for_plain_numbers_says_what_the_grammar_says(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = read_answer(text)
-    monkeypatch.setattr(reader, "_PLAIN_NUMBER", re.compile("(?!)()()"))
+    monkeypatch.setattr(plain_numbers, "_PLAIN_NUMBER", re.compile("(?!)()()"))
     assert read_answer(text) == short
     assert short == Number(Fraction(text), len(text.partition(".")[2]) or None)
 
@@ -43,9 +44,9 @@ def test_the_way_for_plain_numbers_says_what_the_grammar_says(
 def test_the_way_for_plain_fractions_says_what_the_grammar_says(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert reader._read_plain(text) is not None
+    assert read_plain(text) is not None
     short = read_answer(text)
-    monkeypatch.setattr(reader, "_PLAIN_FRACTION", re.compile("(?!)()()()()"))
+    monkeypatch.setattr(plain_numbers, "_PLAIN_FRACTION", re.compile("(?!)()()()()"))
     assert read_answer(text) == short
 
 

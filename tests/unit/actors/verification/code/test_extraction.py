@@ -27,6 +27,11 @@ from actors.verification.code.extraction import extract_program
         ("<answer>a</answer> <answer>b</answer>", "b"),
         ("<answer>a</answer>\n```python\nb\n```", "b\n"),
         ("<answer>\n```python\nb\n```\n</answer>", "b\n"),
+        ("```\na\n```", "a\n"),
+        ("```\na\n```\n```\nb\n```", "b\n"),
+        ("```python\na\n```\nprints\n```\n1 2\n```", "a\n"),
+        ("```\na\n```\n```cpp\nb\n```", "a\n"),
+        ("```\na\n```\n<answer>b</answer>", "b"),
     ],
 )
 def test_the_last_closed_block_of_the_language_is_the_program(
@@ -41,7 +46,6 @@ def test_the_last_closed_block_of_the_language_is_the_program(
         "",
         "a = 1",
         "```python\na",
-        "```\na\n```",
         "```cpp\na\n```",
         "```python\n\n```",
         "<think>```python\na\n```",

@@ -18,6 +18,13 @@ _CHEATS: dict[str, list[str]] = {
     "\\text{CAB}": ["ABC", "CBA", "\\text{ABC}"],
     "2": [
         "2\\text{ fifths}",
+        "2\\text{ dozens}",
+        "2\\text{ myriads}",
+        "2\\text{ hundredweight}",
+        "2\\text{ e3}",
+        "2\\pi/\\pi",
+        "2i/i",
+        "2e/e",
         "2 tens",
         "2\\text{ per cent}",
         "2\\text{ percentage points}",
@@ -64,6 +71,21 @@ _CHEATS: dict[str, list[str]] = {
     "(0,0)": ["0", "\\emptyset", "(0)"],
     "\\begin{pmatrix}1\\\\2\\end{pmatrix}": ["\\binom{1}{2}", "[1,2]", "\\{1,2\\}", "1,2"],
     "7^{2018}": ["7^{2018}+1", "7^{2019}", "0"],
+    "\\$10": [
+        "\u20ac10",
+        "\u00a310",
+        "10 cents",
+        "1000 cents",
+        "10 pounds",
+        "\\$10\\text{ cents}",
+        "\\$10\u20ac",
+        "\\$10\\%",
+        "\\$1\\text{ dime}",
+        "\\$10\\text{ k}",
+        "10\\text{ dollars or more}",
+    ],
+    "\u20ac5": ["\\$5", "5 dollars", "5 cents", "\u00a35"],
+    "10 cents": ["\\$10", "\\$0.10"],
     "2:30 \\text{ p.m.}": ["2:30 \\text{ a.m.}", "14:30", "2.5"],
 }
 
@@ -79,6 +101,11 @@ _HONEST: dict[str, list[str]] = {
     "2\\%": ["2\\text{ per cent}", "2", "0.02"],
     "2": ["2\\text{ m}", "2\\text{ points}", "2\\text{ rounds}", "2\\text{ s}"],
     "11/2": ["5\\frac12", "5 1/2"],
+    "\\$10": ["\\$10", "10\\$", "$10", "10", "10 dollars", "10 USD"],
+    "\u20ac5": ["5\u20ac", "5 euros", "5"],
+    "\\$5\\text{ per hour}": ["\\$5", "5 dollars per hour", "5"],
+    "3": ["3\\text{ roots}", "3\\text{ bits}", "\\$3", "3 cents"],
+    "2:30 \\text{ p.m.}": ["2:30 p.m.", "2:30 pm", "2:30 P.M.", "2:30\\text{ PM}", "2:30p.m."],
     "(1,2),(3,4)": ["(3,4),(1,2)"],
 }
 

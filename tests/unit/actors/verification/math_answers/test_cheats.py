@@ -150,8 +150,6 @@ _HONEST: dict[str, list[str]] = {
         "1+1=2",
         "\\{2\\}",
         "2 units",
-        "\\lfloor 2.5\\rfloor",
-        "\\max(1,2)",
         "x \\in \\{2\\}",
     ],
     "x": ["y=x", "\\ln e^x", "\\sqrt[3]{x^3}", "\\frac{x^2}{x}"],

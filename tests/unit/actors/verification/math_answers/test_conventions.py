@@ -14,6 +14,7 @@ from actors.verification.judgement import run_checks
 from actors.verification.registry import VERIFIERS
 from common.answer_conventions import CONVENTIONS, MARKED, Convention
 from common.answers import extract_answer
+from common.completions import Completion
 from common.config import RewardWeight
 from common.config_loader import load_config
 from common.errors import ConfigError
@@ -68,9 +69,11 @@ def test_an_answer_votes_as_the_verifier_read_it(extract: tuple[Convention, ...]
             ),
         ),
     )
-    (sample,) = samples_of(group, [_ALL_FOUR], extract)
+    (sample,) = samples_of(group, [Completion(_ALL_FOUR)], extract)
     assert sample.answer == _ANSWERS[(extract or CONVENTIONS)[0]]
     assert _reward(extract, gold=sample.answer) == 1.0
+    (thinking,) = samples_of(group, [Completion(_ALL_FOUR, inside_thought=True)], extract)
+    assert (thinking.answer, thinking.completion) == (None, _ALL_FOUR)
 
 
 def test_other_kinds_of_task_keep_their_own() -> None:

@@ -33,11 +33,6 @@ def test_the_summary_is_what_stands_after_the_last_thought(
     assert final_summary(completion) == summary
 
 
-def test_a_prompt_template_may_open_the_thought_that_the_completion_must_close() -> None:
-    assert final_summary("cut off in the middle", inside_thought=True) is None
-    assert final_summary("done</think>3", inside_thought=True) == "3"
-
-
 @pytest.mark.parametrize(
     ("borders", "text", "steps"),
     [

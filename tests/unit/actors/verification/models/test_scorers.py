@@ -63,6 +63,7 @@ def test_a_process_model_is_read_where_each_step_ends(reward_dir: Path) -> None:
         tokenizer.decode(prepared.token_ids[: place + 1].tolist()) for place in prepared.positions
     ]
     assert ends == ["Q: one", "Q: one\n\ntwo", "Q: one\n\ntwo\nthree!"]
+    assert prepared.step_ends == (3, 8, 15)
 
 
 def test_a_step_token_stands_behind_every_step_and_is_where_it_is_read(reward_dir: Path) -> None:
@@ -80,6 +81,7 @@ def test_steps_are_aggregated_and_listed(reward_dir: Path, aggregation: str, val
     judgement = ProcessScorer(config, _encoder(reward_dir)).judge(_outputs([0.5], [0.25], [1.0]))
     assert judgement.value == value
     assert judgement.reason == f"{aggregation} of 3 steps: 0.5000 0.2500 1.0000"
+    assert judgement.step_values == (0.5, 0.25, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["helpful", "safety", "process"])
@@ -96,10 +98,13 @@ def test_an_answer_without_anything_to_score_or_too_long_to_read_is_worth_the_le
 def test_reasoning_that_the_prompt_opened_and_nobody_closed_is_no_summary(
     reward_dir: Path,
 ) -> None:
-    config = plain("helpful", reward_dir, inside_thought=True)
-    scorer = HelpfulnessScorer(config, _encoder(reward_dir))
-    assert isinstance(scorer.prepare(_job("still thinking")), Judgement)
-    assert _read(scorer.prepare(_job("thought</think>Yes.")), reward_dir) == "Q: Yes."
+    scorer = HelpfulnessScorer(plain("helpful", reward_dir), _encoder(reward_dir))
+    open_thought, closed = (
+        VerifyJob(completion=text, checks=(), prompt="Q: ", inside_thought=True)
+        for text in ("still thinking", "thought</think>Yes.")
+    )
+    assert isinstance(scorer.prepare(open_thought), Judgement)
+    assert _read(scorer.prepare(closed), reward_dir) == "Q: Yes."
 
 
 def test_leaving_the_summary_out_never_pays(reward_dir: Path) -> None:
