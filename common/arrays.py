@@ -67,8 +67,12 @@ def check_arrays(arrays: RolloutArrays) -> None:
 
 
 def _check_logprobs(logprobs: Float32Array, name: str) -> None:
-    if logprobs.size and not (np.isfinite(logprobs).all() and logprobs.max() <= 1e-3):
-        raise DataError(f"{name} must be finite and at most 0")
+    possible = np.isfinite(logprobs) & (logprobs <= 1e-3)
+    if not possible.all():
+        place = int(np.argmin(possible))
+        raise DataError(
+            f"{name} must be finite and at most 0, got {logprobs[place]:g} at token {place}"
+        )
 
 
 def split_frames(

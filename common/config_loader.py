@@ -18,6 +18,7 @@ import tomli_w
 from common.broker_config_rules import broker_rules
 from common.config import Config, RunPaths
 from common.errors import ConfigError
+from common.guard_config_rules import guard_rules
 from common.learner_config_rules import learner_rules
 from common.learner_presets import apply_preset
 from common.loss_config_rules import loss_rules
@@ -28,7 +29,7 @@ from common.reward_config_rules import reward_rules
 from common.reward_terms import resolved
 from common.store_config_rules import store_rules
 from common.user_rewards import with_function
-from common.verifier_model_rules import thought_rules, verifier_model_rules
+from common.verifier_model_rules import verifier_model_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -79,7 +80,6 @@ def _rules(config: Config) -> Iterator[str]:
     yield from broker_rules(config)
     yield from store_rules(config)
     yield from verifier_model_rules(config.verifier.models)
-    yield from thought_rules(config.verifier)
     yield from reference_rules(config)
     if not _NAME.fullmatch(config.run.id):
         yield (
@@ -93,6 +93,7 @@ def _rules(config: Config) -> Iterator[str]:
         )
     yield from reward_rules(config)
     yield from learner_rules(config)
+    yield from guard_rules(config)
     yield from loss_rules(config)
 
 
@@ -189,6 +190,12 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
                     item, path=absolute(item.path), directory=absolute(item.directory)
                 )
                 for item in config.verifier.models
+            ),
+        ),
+        learner=dataclasses.replace(
+            config.learner,
+            critic=dataclasses.replace(
+                config.learner.critic, path=absolute(config.learner.critic.path)
             ),
         ),
         security=dataclasses.replace(config.security, keys=absolute(config.security.keys)),

@@ -11,6 +11,21 @@ def learner_rules(config: Config) -> Iterator[str]:
     """What is wrong with the settings of ``[learner]`` and ``[sft]``, each with its cure."""
     yield from _schedule_rules("learner", config.learner)
     yield from _schedule_rules("sft", config.sft)
+    yield from _execution_rules(config.learner)
+
+
+def _execution_rules(settings: LearnerConfig) -> Iterator[str]:
+    mode = settings.activation_checkpointing
+    if settings.offload_activations and mode != "full":
+        yield (
+            'learner.offload_activations needs learner.activation_checkpointing = "full", got '
+            f'"{mode}" (then one tensor a layer travels; without, its weights would too)'
+        )
+    if settings.compile and mode == "selective":
+        yield (
+            'learner.compile does not go with learner.activation_checkpointing = "selective" (use '
+            '"none": compiled layers compute cheap results again by themselves; or "full")'
+        )
 
 
 def _schedule_rules(section: str, settings: LearnerConfig | SftConfig) -> Iterator[str]:

@@ -4,7 +4,8 @@ Sources, by preset: ``r1-zero``, ``r1-stage-1``, ``r1-stage-2``: DeepSeek-R1, Na
 (2025), Methods; ``r1-zero-qwen-32b``: its supplement; ``deepseek-math``: arXiv 2402.03300, section
 4.2; ``dapo``: arXiv 2503.14476, section 4.1; ``dr-grpo``: arXiv 2503.20783; ``gspo``: arXiv
 2507.18071, section 5.1; ``cispo``: arXiv 2506.13585; ``icepop``: arXiv 2510.18855; ``rloo``: arXiv
-2402.14740; ``reinforce++``: arXiv 2501.03262.
+2402.14740; ``reinforce++``: arXiv 2501.03262; ``ppo``: arXiv 1707.06347 with the numbers of
+TinyZero's countdown script and gamma = lambda = 1 (DeepSeek-R1, supplement A.3).
 
 R1-Zero and DAPO sample 8,192 answers and take 16 steps of 512 on them; here each step has 512 of
 its own, and ``max_policy_lag`` 15 keeps (15 + 1) x 512 = 8,192 outstanding, as far from the policy
@@ -133,6 +134,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learner.loss.baseline": "group-mean",
         "learner.loss.kl_in": "loss",
         "learner.loss.kl_estimator": "k2",
+    },
+    "ppo": {
+        "learner.learning_rate": 1e-6,
+        "learner.critic.learning_rate": 1e-5,
+        "learner.critic.discount": 1.0,
+        "learner.critic.gae_lambda": 1.0,
+        "learner.critic.whiten": True,
+        "learner.loss.baseline": "critic",
+        "learner.loss.aggregation": "token",
+        "learner.loss.kl_coefficient": 0.001,
+        "learner.loss.kl_in": "reward",
+        "learner.loss.kl_estimator": "k1",
+        "learner.group_size": 1,
+        "learner.groups_per_step": 256,
+        "learner.updates_per_batch": 4,
+        "learner.max_policy_lag": 0,
+        "actor.temperature": 1.0,
+        "actor.max_tokens": 1024,
     },
 }
 """Preset -> dotted key -> value."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from common.config import Config, LossConfig
+from common.config import Config, CriticConfig, LearnerConfig, LossConfig
 
 
 def loss_rules(config: Config) -> Iterator[str]:
@@ -14,6 +14,9 @@ def loss_rules(config: Config) -> Iterator[str]:
     yield from _number_rules(loss)
     yield from _correction_rules(loss)
     yield from _advantage_rules(loss)
+    yield from _update_rules(config.learner)
+    yield from _critic_rules(config.learner)
+    yield from _process_rules(config)
 
 
 def _number_rules(loss: LossConfig) -> Iterator[str]:
@@ -72,4 +75,81 @@ def _advantage_rules(loss: LossConfig) -> Iterator[str]:
         yield (
             'learner.loss.baseline = "batch-mean" needs advantage_over = "batch", got '
             f'"{loss.advantage_over}" (set learner.loss.advantage_over = "batch")'
+        )
+
+
+def _update_rules(learner: LearnerConfig) -> Iterator[str]:
+    num_rollouts = learner.groups_per_step * learner.group_size
+    if learner.updates_per_batch > num_rollouts:
+        yield (
+            "learner.updates_per_batch must leave an answer for each update of a batch of "
+            f"{num_rollouts}, got {learner.updates_per_batch} (raise learner.groups_per_step)"
+        )
+    if learner.updates_per_batch * learner.epochs_per_batch <= 1:
+        return
+    if learner.loss.surrogate == "reinforce":
+        yield (
+            'learner.loss.surrogate = "reinforce" does not notice that the policy moves between '
+            "the updates of a batch, got several (set learner.updates_per_batch and "
+            "learner.epochs_per_batch to 1)"
+        )
+    if learner.loss.proximal == "interpolated":
+        yield (
+            'learner.loss.proximal = "interpolated" counts the lag in batches, not in the updates '
+            'of one, got several (set learner.loss.proximal = "policy")'
+        )
+
+
+def _critic_rules(learner: LearnerConfig) -> Iterator[str]:
+    critic, loss = learner.critic, learner.loss
+    if loss.baseline != "critic":
+        if critic != CriticConfig():
+            yield (
+                'learner.critic belongs to learner.loss.baseline = "critic", got '
+                f'"{loss.baseline}" (delete the section, or set the baseline)'
+            )
+        if learner.group_size < 2:
+            yield (
+                f"learner.group_size must be >= 2, got {learner.group_size} (a group of one has no "
+                'advantage without learner.loss.baseline = "critic")'
+            )
+        return
+    for key in ("discount", "gae_lambda", "value_lambda"):
+        if not 0 <= getattr(critic, key) <= 1:
+            yield f"learner.critic.{key} must be 0 to 1, got {getattr(critic, key)} (use 1)"
+    if loss.advantage_over != "group":
+        yield (
+            'learner.loss.advantage_over belongs to rewards without a critic, got "'
+            f'{loss.advantage_over}" (set learner.critic.whiten = true instead)'
+        )
+    if learner.dynamic_sampling and learner.group_size < 2:
+        yield (
+            "learner.dynamic_sampling drops groups of equal rewards, which every group of one is "
+            "(set learner.dynamic_sampling = false)"
+        )
+
+
+def _process_rules(config: Config) -> Iterator[str]:
+    loss = config.learner.loss
+    if loss.supervision != "process":
+        return
+    terms = config.verifier.rewards
+    if len(terms) != 1 or (terms[0].kind or terms[0].name) != "process":
+        named = ", ".join(term.name for term in terms) or "none"
+        yield (
+            'learner.loss.supervision = "process" takes its rewards from the steps that a process '
+            f'model scores: verifier.rewards must be the one term "process", got {named} (set it, '
+            "and see docs/reward-models.md for its [[verifier.models]])"
+        )
+    for key, needed in (("baseline", "group-mean"), ("advantage_over", "group")):
+        value = getattr(loss, key)
+        if value != needed:
+            yield (
+                'learner.loss.supervision = "process" normalises the steps of a group together, '
+                f'got {key} = "{value}" (set learner.loss.{key} = "{needed}")'
+            )
+    if config.learner.dynamic_sampling:
+        yield (
+            "learner.dynamic_sampling drops groups whose answers have equal rewards, but their "
+            'steps may differ: it is not for learner.loss.supervision = "process" (set it to false)'
         )

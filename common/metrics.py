@@ -93,6 +93,11 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("headrace_payloads_lost_total", "counter", "Rollouts whose arrays were lost"),
     MetricSpec("headrace_groups_timed_out_total", "counter", "Groups over broker.max_group_s"),
+    MetricSpec(
+        "headrace_reference_passes_repeated_total",
+        "counter",
+        "Reference passes over rollouts that had their verdict: the reference was reset, or failed",
+    ),
     MetricSpec("headrace_rollouts_resampled_total", "counter", "Answers of a later lease"),
     MetricSpec(
         "headrace_answer_length_tokens",
@@ -114,6 +119,9 @@ METRICS: tuple[MetricSpec, ...] = (
         ("length",),
     ),
     MetricSpec("headrace_policy_step", "gauge", "Training batches committed"),
+    MetricSpec("headrace_checkpoint_step", "gauge", "policy_step of the newest whole checkpoint"),
+    MetricSpec("headrace_checkpoint_seconds", "histogram", "Time to write one", (), _SECONDS),
+    MetricSpec("headrace_checkpoint_failures_total", "counter", "Checkpoints not written"),
     MetricSpec("headrace_generated_tokens_total", "counter", "Completion tokens sampled"),
     MetricSpec("headrace_rollouts_total", "counter", "Rollouts finished, by reason", ("finish",)),
     MetricSpec("headrace_running_sequences", "gauge", "Completions being sampled"),
@@ -189,7 +197,43 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("headrace_clip_ratio", "gauge", "Share of tokens whose ratio was clipped"),
     MetricSpec("headrace_behavior_kl_nats", "gauge", "k3 KL between policy and behavior"),
     MetricSpec("headrace_trained_tokens_total", "counter", "Completion tokens trained on"),
-    MetricSpec("headrace_steps_skipped_total", "counter", "Steps skipped as not finite"),
+    MetricSpec(
+        "headrace_steps_skipped_total", "counter", "Batches refused: not finite, or a spike"
+    ),
+    MetricSpec(
+        "headrace_learner_alarm", "gauge", "1 while a step's values cross a limit", ("alarm",)
+    ),
+    MetricSpec("headrace_reference_kl_nats", "gauge", "KL estimate of policy and reference"),
+    MetricSpec("headrace_loss_policy", "gauge", "Part of the loss that the advantages make"),
+    MetricSpec("headrace_loss_kl", "gauge", "Part of the loss that the reference makes"),
+    MetricSpec("headrace_loss_entropy", "gauge", "Part of the loss that the entropy bonus makes"),
+    MetricSpec("headrace_clip_low_ratio", "gauge", "Share of tokens clipped below 1 - clip_low"),
+    MetricSpec("headrace_clip_high_ratio", "gauge", "Share of tokens clipped above 1 + clip_high"),
+    MetricSpec("headrace_importance_ratio_mean", "gauge", "Mean of policy / behavior"),
+    MetricSpec("headrace_importance_ratio_max", "gauge", "Largest policy / behavior of a token"),
+    MetricSpec(
+        "headrace_effective_sample_ratio", "gauge", "Kish's effective sample size, share of tokens"
+    ),
+    MetricSpec("headrace_zero_advantage_ratio", "gauge", "Share of groups with equal rewards"),
+    MetricSpec("headrace_truncated_ratio", "gauge", "Share of answers cut off at max_tokens"),
+    MetricSpec("headrace_response_length_right_tokens", "gauge", "Mean length of right answers"),
+    MetricSpec("headrace_response_length_wrong_tokens", "gauge", "Mean length of wrong answers"),
+    MetricSpec(
+        "headrace_response_length_truncated_tokens", "gauge", "Mean length of answers cut off"
+    ),
+    MetricSpec("headrace_trained_tokens_per_second", "gauge", "Trained tokens over a step's time"),
+    MetricSpec("headrace_mfu_ratio", "gauge", "Model FLOPs over what the devices could do"),
+    MetricSpec("headrace_rss_peak_bytes", "gauge", "Peak resident memory of a learner rank"),
+    MetricSpec("headrace_device_memory_peak_bytes", "gauge", "Peak allocation on an accelerator"),
+    MetricSpec("headrace_lag_tokens", "gauge", "Trained tokens of the last batch", ("lag",)),
+    MetricSpec("headrace_lag_kl_nats", "gauge", "k3 KL of policy and behavior", ("lag",)),
+    MetricSpec(
+        "headrace_lag_importance_ratio_mean", "gauge", "Mean of policy / behavior", ("lag",)
+    ),
+    MetricSpec("headrace_lag_importance_ratio_p99", "gauge", "99th percentile of it", ("lag",)),
+    MetricSpec(
+        "headrace_lag_effective_sample_ratio", "gauge", "Effective sample size, share", ("lag",)
+    ),
     MetricSpec(
         "headrace_publish_seconds", "histogram", "Snapshot to end of transfer", (), _SECONDS
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from common.errors import ModelDirectoryError
 
@@ -62,6 +63,19 @@ class TextTokenizer:
         """The text of ``token_ids``; only end and padding tokens are left out."""
         kept = [token_id for token_id in token_ids if token_id not in self._silent]
         return str(self._tokenizer.decode(kept, skip_special_tokens=False))
+
+    def text_ends(self, token_ids: Iterable[int]) -> list[int]:
+        """Characters that are written once each of ``token_ids`` is: of ``decode`` up to it.
+
+        A token that leaves a character unfinished has written nothing of it yet.
+        """
+        stream = DecodeStream(skip_special_tokens=False)
+        ends, length = [], 0
+        for token_id in token_ids:
+            if token_id not in self._silent:
+                length += len(stream.step(self._tokenizer, token_id) or "")
+            ends.append(length)
+        return ends
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ Endpoint = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1 << 20)]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 FiniteFloat = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+MAX_STEPS = 4096
+"""Steps of one answer that are rewarded by themselves, at most."""
 SpanNumbers = Annotated[tuple[Count, ...], msgspec.Meta(max_length=4096)]
 
 
@@ -183,19 +185,32 @@ class RewardComponent(Record, frozen=True):
     weight: FiniteFloat = 1.0
 
 
+class StepReward(Record, frozen=True):
+    """What one step of an answer is worth by itself."""
+
+    end: Count
+    """Index of the completion token that it ends with."""
+    value: FiniteFloat
+    """Weight included."""
+
+
 class Verdict(Record, frozen=True):
     """The outcome of verifying one rollout.
 
     ``reward`` is None exactly when the answer was not judged: an infrastructure failure is never a
-    reward of 0.
+    reward of 0. ``steps`` are the rewards of single steps, in order, where a process model scored
+    them; the reward of the whole answer stands beside them.
     """
 
     status: VerdictStatus
     reward: FiniteFloat | None
     components: Annotated[tuple[RewardComponent, ...], msgspec.Meta(max_length=64)] = ()
     reason: Reason = ""
+    steps: Annotated[tuple[StepReward, ...], msgspec.Meta(max_length=MAX_STEPS)] = ()
 
     def __post_init__(self) -> None:
+        if self.steps and not self.status.is_judged:
+            raise ValueError(f"only a judged verdict has steps, got {self.status.value!r}")
         if self.status.is_judged != (self.reward is not None):
             raise ValueError(
                 f"a verdict has a reward exactly when it is judged, got status "

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.torch.attention import block_causal_mask
 from common.types import RolloutId
 from learner.layout import MicrobatchLayout
 
 Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
 _Number = TypeVar("_Number", bound=np.generic)
 PADDING_ID = 0
 
@@ -47,6 +47,16 @@ class Document:
     """[L], True where a token carries gradient; None means everywhere."""
     reference_logprobs: npt.NDArray[np.float32] | None = None
     """[L] nats, of the reference policy; None where the learner computes them, or needs none."""
+    token_lags: Int64Array | None = None
+    """[L], steps since each token was sampled; None means ``lag`` everywhere."""
+    token_advantages: Float64Array | None = None
+    """[L], where tokens have advantages of their own; None means ``advantage`` everywhere."""
+    proximal_logprobs: npt.NDArray[np.float32] | None = None
+    """[L] nats, of the policy that the batch began with; None before several updates of it."""
+    values: Float64Array | None = None
+    """[L], of the critic that the batch began with; None without a critic."""
+    returns: Float64Array | None = None
+    """[L], what the critic learns."""
 
     @property
     def length(self) -> int:
@@ -59,6 +69,21 @@ class Document:
         if self.trained is None:
             return len(self.completion_token_ids)
         return int(np.count_nonzero(self.trained))
+
+    def per_token(self, own: npt.NDArray[_Number] | None, common: float) -> npt.NDArray[_Number]:
+        """[num_trained]: those of ``own`` [L] that are trained, or ``common`` for each."""
+        if own is None:
+            filled: npt.NDArray[Any] = np.full(self.num_trained, common)
+            return filled
+        return self.select_trained(own)
+
+    def spread_trained(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        """[L]: ``values`` of the trained tokens in their places, 0 elsewhere."""
+        if self.trained is None:
+            return values
+        spread = np.zeros(len(self.completion_token_ids), dtype=values.dtype)
+        spread[self.trained] = values
+        return spread
 
     def select_trained(self, values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
         """Those of ``values`` [L] that belong to trained tokens."""
@@ -73,8 +98,11 @@ class Microbatch:
     """int64 [R, L]."""
     position_ids: Tensor
     """int64 [R, L], from 0 in every document."""
-    attention_mask: Tensor | None
-    """bool [R, 1, L, L], True where a place may look; None means plain causal rows."""
+    borders: Tensor
+    """int64 [S + 1], into the flattened rows: where each document begins, and the end of the last.
+
+    The padding of a row counts to its last document, which never looks there.
+    """
     positions: Tensor
     """int64 [T], into the flattened rows: the place before each trained token."""
     target_ids: Tensor
@@ -89,8 +117,16 @@ class Microbatch:
     """int64 [T]: policy lag of the document that the token is of."""
     lengths: Tensor
     """int64 [S]: trained tokens of each document, in the order of the tokens."""
+    token_lags: Tensor
+    """int64 [T]: steps since the token itself was sampled, at most the lag."""
     reference_logprobs: Tensor | None = None
     """float32 [T] nats, where they came with the documents."""
+    proximal_logprobs: Tensor | None = None
+    """float32 [T] nats, of the policy that the batch began with."""
+    values: Tensor | None = None
+    """float32 [T], of the critic that the batch began with."""
+    returns: Tensor | None = None
+    """float32 [T], what the critic learns."""
 
     def to(self, device: torch.device) -> Microbatch:
         """The same microbatch on ``device``."""
@@ -114,17 +150,17 @@ def build_microbatch(
 def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
     """Lay ``rows`` of documents out side by side.
 
-    Raises ``ValueError`` where a row overflows, and where only some documents have
-    ``reference_logprobs``.
+    Raises ``ValueError`` where a row overflows, and where only some documents have what all or
+    none must have, such as ``reference_logprobs``.
     """
     shape = (len(rows), row_length)
     input_ids = np.full(shape, PADDING_ID, dtype=np.int64)
     position_ids = np.tile(np.arange(row_length, dtype=np.int64), (len(rows), 1))
-    document_ids = np.full(shape, -1, dtype=np.int64)
+    borders: list[int] = []
     positions: list[Int64Array] = []
     for row, documents in enumerate(rows):
         start = 0
-        for number, document in enumerate(documents):
+        for document in documents:
             end = start + document.length
             if end > row_length:
                 raise ValueError(f"documents of {end} tokens do not fit a row of {row_length}")
@@ -132,16 +168,15 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
             input_ids[row, start:border] = document.prompt_token_ids
             input_ids[row, border:end] = document.completion_token_ids
             position_ids[row, start:end] = np.arange(document.length)
-            document_ids[row, start:end] = number
+            borders.append(row * row_length + start)
             before = row * row_length + np.arange(border - 1, end - 1, dtype=np.int64)
             positions.append(document.select_trained(before))
             start = end
     flat = [document for documents in rows for document in documents]
-    packed = any(len(documents) > 1 for documents in rows)
     return Microbatch(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
-        attention_mask=block_causal_mask(torch.from_numpy(document_ids)) if packed else None,
+        borders=torch.tensor([*borders, len(rows) * row_length]),
         positions=torch.from_numpy(np.concatenate(positions)),
         target_ids=_joined(
             [document.select_trained(document.completion_token_ids) for document in flat], np.int64
@@ -149,11 +184,23 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
         behavior_logprobs=_joined(
             [document.select_trained(document.behavior_logprobs) for document in flat], np.float32
         ),
-        advantages=_per_token(flat, [document.advantage for document in flat], np.float32),
+        advantages=_joined(
+            [
+                document.per_token(document.token_advantages, document.advantage)
+                for document in flat
+            ],
+            np.float32,
+        ),
         weights=_per_token(flat, [document.weight for document in flat], np.float32),
         lags=_per_token(flat, [document.lag for document in flat], np.int64),
+        token_lags=_joined(
+            [document.per_token(document.token_lags, document.lag) for document in flat], np.int64
+        ),
         lengths=torch.tensor([document.num_trained for document in flat], dtype=torch.int64),
-        reference_logprobs=_reference_logprobs(flat),
+        reference_logprobs=_all_or_none(flat, "reference_logprobs"),
+        proximal_logprobs=_all_or_none(flat, "proximal_logprobs"),
+        values=_all_or_none(flat, "values"),
+        returns=_all_or_none(flat, "returns"),
     )
 
 
@@ -170,17 +217,17 @@ def empty_microbatch() -> Microbatch:
     return pack([[document]], document.length)
 
 
-def _reference_logprobs(documents: Sequence[Document]) -> Tensor | None:
+def _all_or_none(documents: Sequence[Document], name: str) -> Tensor | None:
     """float32 [T]; None where no document has any."""
+    arrays = [getattr(document, name) for document in documents]
     found = [
-        document.select_trained(document.reference_logprobs)
-        for document in documents
-        if document.reference_logprobs is not None
+        document.select_trained(array)
+        for document, array in zip(documents, arrays, strict=True)
+        if array is not None
     ]
     if found and len(found) < len(documents):
-        raise ValueError(
-            f"{len(found)} of {len(documents)} documents have reference log-probabilities"
-        )
+        words = name.replace("_logprobs", " log-probabilities")
+        raise ValueError(f"{len(found)} of {len(documents)} documents have {words}")
     return _joined(found, np.float32) if found else None
 
 

@@ -1,52 +1,69 @@
-"""Sharded checkpoints: each rank writes its own part, the directory appears whole or not at all.
+"""Sharded checkpoints on disk: what they hold, which are whole, and how they are loaded.
 
-``torch.distributed.checkpoint`` with its safetensors storage: tensors in safetensors, everything
-else in one JSON file written last, so that nothing is ever unpickled. A checkpoint can be read by
-another number of ranks than wrote it. No random state is kept because training draws no random
-numbers: the order of prompts belongs to the broker.
+``checkpoints/<policy_step>/`` has one safetensors file a rank (``checkpoint_tensors``) and one JSON
+file that lists them with size and checksum; nothing is ever unpickled. The directory appears whole
+or not at all (``checkpoint_writer``), and any number of ranks can read it. No random state is kept
+because training draws no random numbers: the order of prompts belongs to the broker.
 """
 
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
-import torch
-import torch.distributed.checkpoint as dcp
-from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from common.errors import CheckpointError
-from common.files import fsync_directory, write_atomically
 from common.types import INITIAL_VERSION, Count, WeightVersion
-from learner.digests import policy_digest
+from learner.checkpoint_tensors import (
+    FileEntry,
+    TensorEntry,
+    Trainees,
+    file_checksum,
+    named_tensors,
+    read_tensors,
+)
 from learner.mesh import Mesh
-from learner.model import PolicyModel
 
 STATE_FILE = "state.json"
-_INCOMPLETE = ".incomplete"
+INCOMPLETE = ".incomplete"
+FORMAT: Literal[2] = 2
 
 
 class CheckpointState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a checkpoint holds beside tensors."""
+    """What a checkpoint holds beside tensors.
 
+    ``policy_step`` is also the place in the step records and in the schedule, and the number of
+    steps that the broker has committed: all of it becomes durable with one rename.
+    """
+
+    format: Literal[2] = FORMAT
     policy_step: Count
     """Training batches that the weights have seen."""
     incarnation: Count
+    """With ``policy_step``, the version of the weights."""
     seed: int
     world_size: Count
-    optimizer_steps: Count
     weight_digest: str
-    """Of the float32 weights: a damaged file is noticed, not trained on."""
+    """Of the policy's trained weights as float32, as in the step records."""
     config_digest: str
     """Of the resolved configuration."""
-    file_bytes: dict[str, int] = {}
-    """Size of every tensor file."""
+    run_id: str = ""
+    """The run that the broker's journal must be of."""
+    base_digest: str = ""
+    """Of the frozen weights under adapters; "" where all weights are trained."""
     reference_version: WeightVersion = INITIAL_VERSION
     """The reference policy; its weights are under ``references/``."""
+    files: dict[str, FileEntry] = {}
+    """One of each rank that wrote, in the order of ranks."""
+    tensors: dict[str, TensorEntry] = {}
+
+
+class _Format(msgspec.Struct):
+    """All that is asked of a state of any age."""
+
+    format: int = 1
 
 
 def checkpoint_path(directory: Path, policy_step: int) -> Path:
@@ -54,121 +71,105 @@ def checkpoint_path(directory: Path, policy_step: int) -> Path:
     return directory / f"{policy_step:08d}"
 
 
-def save_checkpoint(
-    directory: Path,
-    policy: PolicyModel,
-    optimizer: torch.optim.Optimizer,
-    state: CheckpointState,
-    mesh: Mesh,
-    *,
-    keep: int,
-) -> None:
-    """Write ``state.policy_step``, then drop all but the newest ``keep``; a collective.
-
-    Raises :class:`CheckpointError` on every rank when any rank cannot write; the older checkpoints
-    are then untouched and nothing half-written is left.
-    """
-    final = checkpoint_path(directory, state.policy_step)
-    partial = final.with_name(final.name + _INCOMPLETE)
-    try:
-        _on_main(mesh, partial, lambda: _make_empty(partial))
-        _together(mesh, partial, lambda: _write_tensors(partial, policy, optimizer))
-        _on_main(mesh, partial, lambda: _complete(partial, final, state))
-    except CheckpointError:
-        if mesh.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if mesh.is_main:
-        _drop_old(directory, keep)
+def file_name(rank: int, num_ranks: int) -> str:
+    """The file that ``rank`` writes."""
+    return f"rank-{rank:05d}-of-{num_ranks:05d}.safetensors"
 
 
 def newest_checkpoint(directory: Path) -> int | None:
-    """The newest ``policy_step`` whose checkpoint is complete, or None."""
+    """The newest ``policy_step`` whose checkpoint is complete, or None.
+
+    Raises :class:`CheckpointError` where one was written in another format.
+    """
     steps = sorted((int(path.name) for path in _complete_directories(directory)), reverse=True)
-    return next((step for step in steps if _is_whole(checkpoint_path(directory, step))), None)
+    return next((step for step in steps if is_whole(checkpoint_path(directory, step))), None)
+
+
+def complete_checkpoints(directory: Path) -> list[int]:
+    """``policy_step`` of every checkpoint that is whole, in order."""
+    steps = sorted(int(path.name) for path in _complete_directories(directory))
+    return [step for step in steps if is_whole(checkpoint_path(directory, step))]
+
+
+def oldest_checkpoint(directory: Path) -> int | None:
+    """The oldest ``policy_step`` that has a checkpoint directory, or None."""
+    return min((int(path.name) for path in _complete_directories(directory)), default=None)
 
 
 def read_state(path: Path) -> CheckpointState:
     """The JSON part of a checkpoint; raises :class:`CheckpointError` when it is damaged."""
     try:
-        return msgspec.json.decode((path / STATE_FILE).read_bytes(), type=CheckpointState)
+        data = (path / STATE_FILE).read_bytes()
+        _refuse_other_format(path, msgspec.json.decode(data, type=_Format).format)
+        return msgspec.json.decode(data, type=CheckpointState)
     except (OSError, msgspec.MsgspecError) as error:
         raise CheckpointError(
             f"{path}/{STATE_FILE}: cannot be read: {error} ({_cure(path)})"
-        ) from (None)
+        ) from None
 
 
 def named_references(directory: Path) -> set[WeightVersion]:
     """References that complete checkpoints go on with."""
-    paths = [path for path in _complete_directories(directory) if _is_whole(path)]
+    paths = [path for path in _complete_directories(directory) if is_whole(path)]
     return {read_state(path).reference_version for path in paths}
 
 
 def load_checkpoint(
-    directory: Path,
-    policy_step: int,
-    policy: PolicyModel,
-    optimizer: torch.optim.Optimizer,
-    mesh: Mesh,
+    directory: Path, policy_step: int, trainees: Trainees, mesh: Mesh
 ) -> CheckpointState:
-    """Fill ``policy`` and ``optimizer`` in place; a collective.
+    """Fill models and optimizers in place, whatever number of ranks wrote; a collective.
 
-    Raises :class:`CheckpointError` when a file is damaged or belongs to another model.
+    Raises :class:`CheckpointError` on every rank when a file is damaged or belongs to another
+    model.
     """
     path = checkpoint_path(directory, policy_step)
     state = read_state(path)
-    tensors = _named_tensors(policy, optimizer)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            reader = HuggingFaceStorageReader(str(path))
-            dcp.load(tensors, storage_reader=reader, no_dist=mesh.data_axis is None)
-    except Exception as error:  # DCP raises many kinds, none of them documented
-        raise CheckpointError(
-            f"{path}: cannot be loaded: {_root_message(error)} ({_cure(path)})"
-        ) from None
-    for moments in optimizer.state.values():
-        moments["step"].fill_(state.optimizer_steps)
-    found = policy_digest(policy, mesh)
-    if found != state.weight_digest:
-        raise CheckpointError(
-            f"{path}: weights have digest {found}, the checkpoint says {state.weight_digest} "
-            f"({_cure(path)})"
-        )
+    problem = _damaged_file(path, state, mesh)
+    if not problem:
+        try:
+            read_tensors(path, list(state.files), state.tensors, named_tensors(trainees))
+        except Exception as error:  # safetensors raises kinds of its own
+            problem = f"cannot be loaded: {error}"
+    problems = [told.decode() for told in mesh.gather(problem.encode()) if told]
+    if problems:
+        raise CheckpointError(f"{path}: {problems[0]} ({_cure(path)})")
     return state
 
 
-def _named_tensors(policy: PolicyModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and both AdamW moments under flat names; views, so loading fills them in place."""
-    tensors: dict[str, Tensor] = {}
-    for name, weight in policy.named_weights():
-        tensors[f"weight.{name}"] = weight.detach()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}.{name}"] = optimizer.state[weight][moment]
-    return tensors
+def is_whole(path: Path) -> bool:
+    """True when the JSON part and every file that it lists are there in full size."""
+    try:
+        files = read_state(path).files
+    except CheckpointError:
+        if _is_of_other_format(path):
+            raise
+        return False
+    try:
+        return bool(files) and all(
+            (path / name).stat().st_size == entry.num_bytes for name, entry in files.items()
+        )
+    except OSError:
+        return False
 
 
-def _write_tensors(partial: Path, policy: PolicyModel, optimizer: torch.optim.Optimizer) -> None:
-    alone = not torch.distributed.is_initialized()
-    writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(_named_tensors(policy, optimizer), storage_writer=writer, no_dist=alone)
+def drop_old(directory: Path, keep: int) -> None:
+    """Only whole ones count as kept, so a broken newest never costs the last good one."""
+    steps = sorted(int(path.name) for path in _complete_directories(directory))
+    whole = [step for step in steps if is_whole(checkpoint_path(directory, step))]
+    for step in whole[:-keep]:
+        shutil.rmtree(checkpoint_path(directory, step), ignore_errors=True)
 
 
-def _complete(partial: Path, final: Path, state: CheckpointState) -> None:
-    sizes = {path.name: path.stat().st_size for path in sorted(partial.glob("*.safetensors"))}
-    whole = msgspec.structs.replace(state, file_bytes=sizes)
-    write_atomically(partial / STATE_FILE, msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
-    if final.exists():  # the same step again, after a resume
-        shutil.rmtree(final)
-    partial.rename(final)
-    fsync_directory(final.parent)
-
-
-def _make_empty(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _damaged_file(path: Path, state: CheckpointState, mesh: Mesh) -> str:
+    """What is wrong with the files that this rank looks at, or ""; ranks share the work."""
+    for name, entry in list(state.files.items())[mesh.rank :: mesh.world_size]:
+        try:
+            found = file_checksum(path / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != entry.checksum:
+            return f"{name} has checksum {found}, the checkpoint says {entry.checksum}"
+    return ""
 
 
 def _complete_directories(directory: Path) -> list[Path]:
@@ -177,58 +178,21 @@ def _complete_directories(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name.isdigit() and path.is_dir()]
 
 
-def _is_whole(path: Path) -> bool:
-    """True when the JSON part and every file that it lists are there in full size."""
+def _is_of_other_format(path: Path) -> bool:
     try:
-        sizes = read_state(path).file_bytes
-        return bool(sizes) and all(
-            (path / name).stat().st_size == size for name, size in sizes.items()
-        )
-    except (CheckpointError, OSError):
+        found = msgspec.json.decode((path / STATE_FILE).read_bytes(), type=_Format)
+    except (OSError, msgspec.MsgspecError):
         return False
+    return found.format != FORMAT
 
 
-def _drop_old(directory: Path, keep: int) -> None:
-    """Only whole ones count as kept, so a broken newest never costs the last good one."""
-    steps = sorted(int(path.name) for path in _complete_directories(directory))
-    whole = [step for step in steps if _is_whole(checkpoint_path(directory, step))]
-    for step in whole[:-keep]:
-        shutil.rmtree(checkpoint_path(directory, step), ignore_errors=True)
-    for path in directory.glob(f"*{_INCOMPLETE}"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _on_main(mesh: Mesh, path: Path, work: Callable[[], None]) -> None:
-    _together(mesh, path, work if mesh.is_main else _nothing)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _together(mesh: Mesh, path: Path, work: Callable[[], None]) -> None:
-    """Run ``work`` on each rank and raise everywhere if it failed anywhere."""
-    problem = ""
-    try:
-        work()
-    except Exception as error:  # DCP wraps the disk's error in its own, undocumented kinds
-        problem = f"rank {mesh.rank}: {_root_message(error)}"
-    problems = [text.decode() for text in mesh.gather(problem.encode()) if text]
-    if problems:
+def _refuse_other_format(path: Path, found: int) -> None:
+    if found != FORMAT:
         raise CheckpointError(
-            f"{path}: the checkpoint cannot be written: {problems[0]} (free space on that disk, or "
-            "lower learner.keep_checkpoints, and start again: older checkpoints are intact)"
+            f"{path}: checkpoints must have format {FORMAT}, this one has {found} (finish the run "
+            "with the release that began it, or set another run.directory and go on from exported "
+            "weights with model.path)"
         )
-
-
-def _root_message(error: BaseException) -> str:
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__ or error
-    failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
 
 
 def _cure(path: Path) -> str:

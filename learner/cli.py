@@ -12,12 +12,31 @@ import click
 @click.command("learner")
 @click.argument("config_path", metavar="CONFIG")
 @click.option("--name", default="learner", show_default=True, help="Name of rank 0.")
-def learner(config_path: str, name: str) -> None:
-    """Train on verified groups of the broker; under torchrun as many ranks as it starts."""
+@click.option(
+    "--replay",
+    "replay_step",
+    type=click.IntRange(min=0),
+    metavar="STEP",
+    help="Compute the batch of this policy_step again and show what each token contributed.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for what a replay finds.  [default: replay-STEP]",
+)
+def learner(config_path: str, name: str, replay_step: int | None, out: Path | None) -> None:
+    """Train on verified groups of the broker; under torchrun as many ranks as it starts.
+
+    With --replay nothing of the run is touched and no broker is asked: see docs/debugging.md.
+    """
     from common.config_loader import load_config
 
     config = load_config(config_path)
     _prepare_threads(config.learner.num_threads)
+    if replay_step is not None:
+        from learner.replay import run_replay
+
+        sys.exit(run_replay(config, replay_step, out or Path(f"replay-{replay_step}")))
     from learner.main import run_learner
 
     sys.exit(run_learner(config, name))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -11,34 +14,48 @@ from torch.distributed.tensor import DTensor
 from common.torch.digest import digest_text, tensor_digest
 from common.types import WeightVersion
 from common.weight_layout import TensorSpec, WeightManifest
+from learner.checkpoint_tensors import TrainedModel
+from learner.lora import adapted_layers
 from learner.mesh import Mesh
 from learner.model import PolicyModel
 
 
 def weight_digests(
-    policy: PolicyModel, mesh: Mesh, *, dtype: torch.dtype = torch.float32
+    weights: Iterable[tuple[str, Tensor]], mesh: Mesh, *, dtype: torch.dtype = torch.float32
 ) -> dict[str, int]:
-    """Digest of every weight as ``dtype``, by canonical name in model order; a collective.
+    """Digest of each of ``weights`` as ``dtype``, by name in their order; a collective.
 
     Each rank digests its own shard in place; sharded digests add up modulo 2**64.
     """
     names, words = [], []
-    for name, weight in policy.named_weights():
+    for name, weight in weights:
         names.append(name)
         words.append(_local_digest(weight.detach(), mesh, dtype))
     sums = mesh.sum(torch.tensor([_signed(word) for word in words], dtype=torch.int64))
     return {name: int(word) % 2**64 for name, word in zip(names, sums.tolist(), strict=True)}
 
 
-def policy_digest(policy: PolicyModel, mesh: Mesh) -> str:
-    """One digest of all float32 weights, 16 hexadecimal digits; a collective."""
-    shapes = {name: tuple(weight.shape) for name, weight in policy.named_weights()}
+def policy_digest(policy: TrainedModel, mesh: Mesh) -> str:
+    """One digest of all trained weights as float32, 16 hexadecimal digits; a collective."""
+    shapes = {name: tuple(weight.shape) for name, weight in policy.trained_weights()}
     specs = tuple(
         TensorSpec(name=name, dtype="float32", shape=shapes[name], digest=digest_text(digest))
-        for name, digest in weight_digests(policy, mesh).items()
+        for name, digest in weight_digests(policy.trained_weights(), mesh).items()
     )
     nowhere = WeightVersion(incarnation=0, policy_step=0)
     return WeightManifest(version=nowhere, tensors=specs).digest()
+
+
+def base_digest(policy: PolicyModel, mesh: Mesh) -> str:
+    """One digest of what adapters are trained on: frozen weights and how they are adapted.
+
+    A collective; "" for a policy without adapters.
+    """
+    if not policy.has_adapters:
+        return ""
+    adapted = [(name, layer.rank, layer.alpha) for name, layer in adapted_layers(policy).items()]
+    frozen = sorted(weight_digests(policy.frozen_weights(), mesh).items())
+    return hashlib.sha256(msgspec.json.encode((adapted, frozen))).hexdigest()[:16]
 
 
 def shard_offset(num_rows: int, row_elements: int, rank: int, world_size: int) -> int:

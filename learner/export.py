@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from common.errors import CheckpointError
 from common.files import fsync_directory
+from learner.lora import peft_config, peft_tensor_name
 from learner.mesh import Mesh
 from learner.model import PolicyModel
 
@@ -33,16 +36,23 @@ def export_model(
 ) -> None:
     """Write ``output`` with the weights of ``policy`` as ``dtype``; a collective.
 
-    Tokenizer and generation files are copied from ``source``, the directory the policy came from.
+    Adapters are merged, and also written to ``output/adapter`` in PEFT's format. Tokenizer and
+    generation files are copied from ``source``, the directory the policy came from.
     An older export is replaced only once the new one is complete. Raises :class:`CheckpointError`
     on rank 0 when the disk is full.
     """
-    tensors = gather_weights(policy, mesh, _DTYPES[dtype])
+    tensors = gather_weights(policy.published_weights(), mesh, _DTYPES[dtype])
+    adapters = {}
+    if policy.has_adapters:
+        adapters = gather_weights(policy.trained_weights(), mesh, torch.float32)
     if not mesh.is_main:
         return
     staging = output.with_name(f".{output.name}.incomplete")
     try:
         _write(staging, policy, tensors, source, dtype)
+        if adapters:
+            _write_adapters(staging / "adapter", policy, adapters, source)
+        _make_durable(staging)
         _replace_directory(staging, output)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -52,10 +62,12 @@ def export_model(
         ) from None
 
 
-def gather_weights(policy: PolicyModel, mesh: Mesh, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights, whole, on the CPU of rank 0 (elsewhere empty); a collective, one at a time."""
+def gather_weights(
+    weights: Iterable[tuple[str, Tensor]], mesh: Mesh, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """``weights``, whole, on the CPU of rank 0 (elsewhere empty); a collective, one at a time."""
     gathered = {}
-    for name, weight in policy.named_weights():
+    for name, weight in weights:
         value = weight.detach()
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         if mesh.is_main:
@@ -75,10 +87,26 @@ def _write(
     config.dtype = dtype
     config.save_pretrained(staging)
     save_file(tensors, staging / "model.safetensors", metadata={"format": "pt"})
-    for path in staging.iterdir():
+
+
+def _write_adapters(
+    directory: Path, policy: PolicyModel, adapters: dict[str, Tensor], source: Path
+) -> None:
+    directory.mkdir()
+    config = peft_config(policy.causal_lm, str(source))
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    named = {peft_tensor_name(name): tensor for name, tensor in adapters.items()}
+    save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _make_durable(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir():
+            _make_durable(path)
+            continue
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    fsync_directory(staging)
+    fsync_directory(directory)
 
 
 def _replace_directory(staging: Path, output: Path) -> None:

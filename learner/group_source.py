@@ -8,7 +8,8 @@ in a collective without a sign of life.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,12 +31,14 @@ from common.messages import (
 )
 from common.payloads.client import Fetched, Wanted
 from common.types import Count, EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
-from learner.batch import Document
+from learner.batch import Document, Float64Array
 from learner.broker_client import BrokerClient
+from learner.findings import Finding
 from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
 from learner.lineage import Lineage
 from learner.mesh import Mesh
 from learner.objectives.aggregation import token_weight
+from learner.objectives.process import token_advantages
 from learner.reference_source import ReferenceSource
 from learner.screening import Screen, has_foreign_tokens
 
@@ -94,6 +97,8 @@ class _Failed(Record, frozen=True):
 
     bad: tuple[Count, ...]
     lost: tuple[Count, ...]
+    findings: tuple[Finding, ...] = ()
+    """What is impossible about the bad ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +138,12 @@ class GroupSource:
         payloads: PayloadFetcher | None = None,
         *,
         attention_ratio: float = 0.0,
+        hidden_attention_ratio: float = math.inf,
     ) -> None:
         """``payloads`` fetches what is not with the broker.
 
-        ``attention_ratio`` of the policy says what a long answer costs, see ``common.balance``.
+        ``attention_ratio`` of the policy says what a long answer costs, see ``common.balance``, and
+        ``hidden_attention_ratio`` what a long row costs, see ``common.packing``.
         """
         self._payload_fetcher = payloads
         self._channel = channel
@@ -145,7 +152,10 @@ class GroupSource:
         self._stop = stop
         self._vocab_size = vocab_size
         self._attention_ratio = attention_ratio
+        self._hidden_attention_ratio = hidden_attention_ratio
         self.references = ReferenceSource(channel, mesh)
+        self.on_findings: Callable[[EvictReason, Sequence[Finding]], None] | None = None
+        """Told on every rank what is wrong with groups that are evicted."""
 
     def next_chunk(
         self, lineage: Lineage, policy_step: int, *, held: Sequence[int]
@@ -225,6 +235,8 @@ class GroupSource:
                 kept.append(group)
             else:
                 self.evict([group.group_id], reason)
+                if reason is EvictReason.NONFINITE:
+                    self._tell(reason, screen.infinite_advantages(group))
         return tuple(kept)
 
     def _planned(self, screen: Screen, groups: Sequence[VerifiedGroup]) -> Accumulate:
@@ -236,6 +248,7 @@ class GroupSource:
             row_tokens=self._config.learner.row_tokens,
             microbatch_tokens=self._config.learner.microbatch_tokens,
             attention_ratio=self._attention_ratio,
+            hidden_attention_ratio=self._hidden_attention_ratio,
         )
         return Accumulate(layout=layout, rollouts=rollouts)
 
@@ -260,6 +273,7 @@ class GroupSource:
         bad = {group_id for part in everywhere for group_id in part.bad}
         dropped = bad.union(*(part.lost for part in everywhere))
         self.evict(sorted(bad), EvictReason.QUARANTINED)
+        self._tell(EvictReason.QUARANTINED, [item for part in everywhere for item in part.findings])
         return Chunk(
             layout=directive.layout.without(dropped),
             rollouts=planned,
@@ -272,16 +286,29 @@ class GroupSource:
     ) -> tuple[dict[RolloutId, Document], _Failed]:
         aggregation = self._config.learner.loss.aggregation
         documents: dict[RolloutId, Document] = {}
-        bad: set[int] = set()
+        findings: list[Finding] = []
         received: set[RolloutId] = set()
         references = self.references.fetch(wanted)
         for header, arrays in self._payloads(wanted, planned):
             rollout_id = header.rollout_id
             received.add(rollout_id)
             reference = references.get(rollout_id)
-            is_lacking = bool(references) and reference is None
-            if arrays is None or is_lacking or has_foreign_tokens(arrays, self._vocab_size):
-                bad.add(rollout_id.group_id)
+            problem = ""
+            if isinstance(arrays, DataError):
+                problem = str(arrays)
+            elif references and reference is None:
+                problem = "reference_logprobs must be finite and at most 0"
+            elif has_foreign_tokens(arrays, self._vocab_size):
+                problem = f"token ids must be below {self._vocab_size}"
+            if isinstance(arrays, DataError) or problem:
+                findings.append(
+                    Finding(
+                        group_id=rollout_id.group_id,
+                        index=rollout_id.index,
+                        quantity="payload",
+                        problem=problem,
+                    )
+                )
                 continue
             plan = planned[rollout_id]
             documents[rollout_id] = Document(
@@ -293,14 +320,22 @@ class GroupSource:
                 lag=plan.lag,
                 trained=_trained_tokens(header, plan.masked_spans),
                 reference_logprobs=reference,
+                token_lags=_token_lags(header, plan.span_lags),
+                token_advantages=_token_advantages(plan),
             )
         lost = {item.group_id for item in wanted if item not in received}
-        return documents, _Failed(bad=tuple(sorted(bad)), lost=tuple(sorted(lost)))
+        bad = sorted({finding.group_id for finding in findings})
+        failed = _Failed(bad=tuple(bad), lost=tuple(sorted(lost)), findings=tuple(findings))
+        return documents, failed
+
+    def _tell(self, reason: EvictReason, findings: Sequence[Finding]) -> None:
+        if findings and self.on_findings is not None:
+            self.on_findings(reason, findings)
 
     def _payloads(
         self, wanted: Sequence[RolloutId], planned: Mapping[RolloutId, PlannedRollout]
-    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | None]]:
-        """Headers with their arrays, None where the arrays are not possible values.
+    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | DataError]]:
+        """Headers with their arrays, or with what is wrong where these are no possible values.
 
         A rollout that a payload server has lost is left out.
         """
@@ -310,7 +345,7 @@ class GroupSource:
             part = elsewhere[start : start + _FETCH_ROLLOUTS]
             for fetched in self._fetcher(part[0]).fetch([_wanted(item) for item in part]):
                 if fetched is not None:
-                    yield fetched.header, _arrays_or_none(fetched.frames)
+                    yield fetched.header, _arrays_or_error(fetched.frames)
 
     def _fetcher(self, rollout: PlannedRollout) -> PayloadFetcher:
         if self._payload_fetcher is None:
@@ -323,7 +358,7 @@ class GroupSource:
 
     def _payloads_of_broker(
         self, wanted: Sequence[RolloutId]
-    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | None]]:
+    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | DataError]]:
         for start in range(0, len(wanted), _FETCH_ROLLOUTS):
             part = tuple(wanted[start : start + _FETCH_ROLLOUTS])
             decoded = self._channel.request(FetchRollouts(rollout_ids=part))
@@ -331,7 +366,7 @@ class GroupSource:
             if not isinstance(reply, Rollouts) or len(reply.rollouts) != len(part):
                 raise FatalError(f"the broker does not hold all payloads of {part[0].group_id}...")
             for place, header in enumerate(reply.rollouts):
-                yield header, _arrays_or_none(decoded.frames[3 * place : 3 * place + 3])
+                yield header, _arrays_or_error(decoded.frames[3 * place : 3 * place + 3])
 
     def _describe(self, group_ids: Sequence[int]) -> tuple[VerifiedGroup, ...]:
         """The groups that the broker still has; a refusal of one is a refusal of all."""
@@ -367,8 +402,29 @@ def _trained_tokens(
     return trained
 
 
-def _arrays_or_none(frames: Sequence[memoryview]) -> RolloutArrays | None:
+def _token_advantages(plan: PlannedRollout) -> Float64Array | None:
+    """[L] from the steps; None where all tokens have the same."""
+    if not plan.steps:
+        return None
+    return token_advantages(
+        [step.value for step in plan.steps],
+        [step.end for step in plan.steps],
+        plan.num_completion_tokens,
+    )
+
+
+def _token_lags(header: RolloutHeader, span_lags: Sequence[int]) -> npt.NDArray[np.int64] | None:
+    """[L], the lag of each token's version span; None where there is one span."""
+    if len(span_lags) < 2:
+        return None
+    lags = np.empty(header.num_completion_tokens, dtype=np.int64)
+    for lag, (start, end) in zip(span_lags, header.span_ranges(), strict=True):
+        lags[start:end] = lag
+    return lags
+
+
+def _arrays_or_error(frames: Sequence[memoryview]) -> RolloutArrays | DataError:
     try:
         return arrays_from_frames(frames)
-    except DataError:
-        return None
+    except DataError as error:
+        return error

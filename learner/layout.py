@@ -7,6 +7,7 @@ listed, so order and lengths say the offsets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -14,7 +15,7 @@ import msgspec
 
 from common.balance import sequence_cost, split_evenly
 from common.packing import pack_rows
-from common.types import Count, FiniteFloat, Record, RolloutId, SpanNumbers
+from common.types import Count, FiniteFloat, Record, RolloutId, SpanNumbers, StepReward
 
 
 class PlannedRollout(Record, frozen=True):
@@ -31,6 +32,10 @@ class PlannedRollout(Record, frozen=True):
     num_masked_tokens: Count = 0
     store: Annotated[str, msgspec.Meta(max_length=128)] = ""
     """Payload server that holds its arrays, "" for the broker."""
+    span_lags: SpanNumbers = ()
+    """Policy lag of each version span."""
+    steps: tuple[StepReward, ...] = ()
+    """Advantages of its steps, where those are what makes the advantages of its tokens."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -80,17 +85,23 @@ def plan_chunk(
     row_tokens: int,
     microbatch_tokens: int,
     attention_ratio: float = 0.0,
+    hidden_attention_ratio: float = math.inf,
 ) -> ChunkLayout:
     """Divide ``rollouts`` over ranks and pack each share into microbatches.
 
-    ``row_tokens`` of 0 makes rows as long as the longest document of their microbatch;
-    ``attention_ratio`` is what attention adds to the cost, see :mod:`common.balance`.
+    ``attention_ratio`` is what attention adds to the cost, see :mod:`common.balance`; the others
+    are those of :func:`common.packing.pack_rows`.
     """
     shares = split_over_ranks(rollouts, num_ranks, attention_ratio)
     return ChunkLayout(
         group_ids=tuple(group_ids),
         ranks=tuple(
-            plan_microbatches(share, row_tokens=row_tokens, microbatch_tokens=microbatch_tokens)
+            plan_microbatches(
+                share,
+                row_tokens=row_tokens,
+                microbatch_tokens=microbatch_tokens,
+                hidden_attention_ratio=hidden_attention_ratio,
+            )
             for share in shares
         ),
     )
@@ -106,7 +117,11 @@ def split_over_ranks(
 
 
 def plan_microbatches(
-    rollouts: Sequence[PlannedRollout], *, row_tokens: int, microbatch_tokens: int
+    rollouts: Sequence[PlannedRollout],
+    *,
+    row_tokens: int,
+    microbatch_tokens: int,
+    hidden_attention_ratio: float = math.inf,
 ) -> tuple[MicrobatchLayout, ...]:
     """Pack documents into microbatches of at most ``microbatch_tokens`` places, padding included.
 
@@ -120,7 +135,12 @@ def plan_microbatches(
             row_length=packed.row_length,
             rows=tuple(tuple(waiting[item].rollout_id for item in row) for row in packed.rows),
         )
-        for packed in pack_rows(lengths, row_tokens=row_tokens, budget_tokens=microbatch_tokens)
+        for packed in pack_rows(
+            lengths,
+            row_tokens=row_tokens,
+            budget_tokens=microbatch_tokens,
+            hidden_attention_ratio=hidden_attention_ratio,
+        )
     )
 
 

@@ -42,6 +42,11 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The version of the current branch at ``policy_step``."""
         return WeightVersion(incarnation=self.incarnation, policy_step=policy_step)
 
+    def incarnation_at(self, policy_step: int) -> int:
+        """The incarnation that computed the batch at ``policy_step`` on the current branch."""
+        begun = [fork.incarnation for fork in self.forks if fork.policy_step <= policy_step]
+        return begun[-1] if begun else 0
+
     def is_lost(self, version: WeightVersion) -> bool:
         """True when ``version`` lies on a branch that a later incarnation abandoned."""
         return self._common_step(version) < version.policy_step

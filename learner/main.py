@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch.distributed as dist
+
 from common.config import Config
 from common.endpoints import read_endpoint
 from common.errors import EXIT_OK
@@ -11,24 +15,14 @@ from common.sync_channel import SyncChannel
 from common.types import Role
 from learner.heartbeat import HeartbeatThread
 from learner.mesh import Mesh, learner_mesh
+from learner.preemption import GracePeriod
+from learner.rank_watch import RankWatch
 from learner.train import train
 from learner.weight_publisher import WeightPublisher
 
 
-def run_learner(config: Config, name: str) -> int:
-    """Run this rank until training ends or is stopped; returns the exit code.
-
-    Rank 0 is called ``name``, rank r ``name-r``: the broker knows every rank by its own name.
-    """
-    with exit_code_for_errors() as outcome, learner_mesh() as mesh:
-        own_name = name if mesh.is_main else f"{name}-{mesh.rank}"
-        port = config.learner.metrics_port if mesh.is_main else 0
-        with role_process("learner", own_name, config, metrics_port=port) as process:
-            _train_with_broker(process, mesh)
-    return outcome.code or EXIT_OK
-
-
-def _train_with_broker(process: Process, mesh: Mesh) -> None:
+def train_with_broker(process: Process, mesh: Mesh) -> None:
+    """What a rank does: train, with the broker and the weight plane of the run."""
     channel = SyncChannel.connect(
         role=Role.LEARNER,
         name=process.name,
@@ -47,3 +41,45 @@ def _train_with_broker(process: Process, mesh: Mesh) -> None:
         process.log.info("training ended", ending=ending.value)
     finally:
         channel.close()
+
+
+def run_learner(
+    config: Config, name: str, work: Callable[[Process, Mesh], None] = train_with_broker
+) -> int:
+    """Run this rank until training ends or is stopped; returns the exit code.
+
+    Rank 0 is called ``name``, rank r ``name-r``: the broker knows every rank by its own name.
+    ``work`` is what a rank does.
+    """
+    with exit_code_for_errors() as outcome, learner_mesh() as mesh:
+        own_name = name if mesh.is_main else f"{name}-{mesh.rank}"
+        port = config.learner.metrics_port if mesh.is_main else 0
+        with role_process("learner", own_name, config, metrics_port=port) as process:
+            grace = GracePeriod(config.learner.stop_grace_s, process.stop.set)
+            grace.handle_signals()
+            with rank_watch(process, mesh, grace) as watch:
+                try:
+                    work(process, mesh)
+                    mesh.gather(b"")  # nobody leaves while another still works
+                except RuntimeError as error:
+                    if mesh.world_size == 1 or not is_lost_peer(error):
+                        raise
+                    watch.abort(f"another rank is gone: {' '.join(str(error).split())[:200]}")
+            grace.close()
+    return outcome.code or EXIT_OK
+
+
+def rank_watch(process: Process, mesh: Mesh, grace: GracePeriod) -> RankWatch:
+    """The watch of this rank over the others."""
+    return RankWatch(
+        mesh,
+        timeout_s=process.config.learner.rank_timeout_s,
+        stacks=process.paths.logs / "learner-stacks",
+        is_stopping=process.stop.is_set,
+        stop=grace.begin,
+    )
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """True for what a collective raises once another rank is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

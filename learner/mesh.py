@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,31 @@ from torch.distributed import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 COLLECTIVE_TIMEOUT_S = 600
-"""A rank silent for so long is dead; rank 0 speaks at least every few seconds while it waits."""
+"""The last resort: a rank that died or was stopped is noticed long before (``rank_watch``)."""
+
+
+class RankStore(Protocol):
+    """What ranks need of torch's store, whose host may be torchrun or rank 0."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Leave ``value`` for everybody."""
+        ...
+
+    def get(self, key: str, /) -> bytes:
+        """What was left, once it is there."""
+        ...
+
+    def check(self, keys: list[str], /) -> bool:
+        """Whether all of them were left."""
+        ...
+
+    def delete_key(self, key: str, /) -> bool:
+        """Forget it."""
+        ...
+
+    def clone(self) -> RankStore:
+        """Another connection: calls of one connection wait for each other."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,8 @@ class Mesh:
     device: torch.device
     data_axis: DeviceMesh | None
     """Data-parallel axis to shard over; None when one CPU rank needs no sharding."""
+    store: RankStore | None = None
+    """Where ranks leave each other words beside all collectives; None for a single rank."""
 
     @property
     def is_main(self) -> bool:
@@ -91,11 +118,10 @@ def learner_mesh() -> Iterator[Mesh]:
     if world_size == 1 and device.type == "cpu":
         yield Mesh(0, 1, device, None)
         return
-    _init_process_group(rank, world_size, device)
-    try:
-        yield Mesh(rank, world_size, device, init_device_mesh(device.type, (world_size,)))
-    finally:
-        dist.destroy_process_group()
+    store = _init_process_group(rank, world_size, device)
+    yield Mesh(rank, world_size, device, init_device_mesh(device.type, (world_size,)), store)
+    # Only after a good end: with a dead rank it would wait for that one.
+    dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:
@@ -106,10 +132,18 @@ def _device(local_rank: int) -> torch.device:
     return device
 
 
-def _init_process_group(rank: int, world_size: int, device: torch.device) -> None:
+def _init_process_group(rank: int, world_size: int, device: torch.device) -> RankStore | None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
     if world_size == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        return None
+    store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("groups", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
+    return cast("RankStore", store).clone()

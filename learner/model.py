@@ -12,16 +12,20 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from common.config import LearnerConfig
 from common.errors import ModelDirectoryError
 from common.torch.logprob_head import token_logprobs
 from common.torch.pretrained import load_pretrained, read_model_config, refuse_long_windows
-from learner.activation_checkpointing import checkpoint_layers
+from learner.attention import choose_attention, packed_mask
 from learner.batch import Microbatch
+from learner.layer_execution import prepare_layers
+from learner.lora import adapted_layers, adapters_off, add_adapters, is_adapter
 from learner.mesh import Mesh
+from learner.sharding import decoder_layers, free_gathered, shard_layers
 
 
 class PolicyModel(nn.Module):
@@ -30,23 +34,26 @@ class PolicyModel(nn.Module):
     def __init__(self, causal_lm: PreTrainedModel, *, float32_head: bool = False) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self.has_adapters = bool(adapted_layers(causal_lm))
         self._float32_head = float32_head
+        self._fused = _fused_names(causal_lm)
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        attention_mask: Tensor | None,
+        borders: Tensor,
         positions: Tensor,
         target_ids: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each target and entropy, float32 [T] nats; see ``Microbatch``."""
         backbone = self.causal_lm.base_model
+        attention = str(self.causal_lm.config._attn_implementation)
         hidden = backbone(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=attention_mask,
+            attention_mask=packed_mask(attention, borders, *input_ids.shape),
             use_cache=False,
         ).last_hidden_state
         chosen = hidden.flatten(0, 1).index_select(0, positions)
@@ -74,35 +81,98 @@ class PolicyModel(nn.Module):
         num_parameters = sum(int(weight.numel()) for weight in self.causal_lm.parameters())
         return int(config.num_hidden_layers) * width / num_parameters
 
-    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under their canonical Hugging Face names, tied ones once, in model order."""
-        yield from self.causal_lm.named_parameters()
+    @property
+    def hidden_attention_ratio(self) -> float:
+        """What a place of a row costs more for each other place of it, if computed to be hidden.
+
+        Flex attention skips those places, others do not: see ``common.packing.pack_rows``.
+        """
+        skips = self.causal_lm.config._attn_implementation == "flex_attention"
+        return 0.0 if skips else 2 * self.attention_ratio
+
+    def trained_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimizer changes and a checkpoint holds, tied weights once, in model order.
+
+        All parameters, or with adapters only those.
+        """
+        for name, weight in self.causal_lm.named_parameters():
+            if is_adapter(name) or not self.has_adapters:
+                yield name, weight
+
+    def frozen_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The base model under adapters; nothing where there are none."""
+        for name, weight in self.causal_lm.named_parameters():
+            if self.has_adapters and not is_adapter(name):
+                yield name, weight
+
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole policy under the model's own names, tied weights once, in model order.
+
+        What reference policies hold. A collective; sharded as the parameters are. Adapters are
+        merged, one weight at a time; the others are the parameters themselves.
+        """
+        adapted = {f"{name}.weight": item for name, item in adapted_layers(self.causal_lm).items()}
+        for name, weight in self.causal_lm.named_parameters():
+            if not is_adapter(name):
+                yield name, adapted[name].merged_weight() if name in adapted else weight
+
+    def published_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """:meth:`merged_weights` under the names of Hugging Face files, for samplers and exports.
+
+        A collective. What transformers fused on loading, the experts of a mixture, is whole on
+        every rank, cut as in the files; the others are sharded as the parameters are.
+        """
+        for name, weight in self.merged_weights():
+            if name in self._fused:
+                value = weight.detach()
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                yield from revert_weight_conversion(self.causal_lm, {name: whole}).items()
+            else:
+                yield name, weight
+
+
+class AdaptersOff:
+    """A policy with its adapters switched off: the initial policy, without a second copy of it."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self.policy = policy
 
 
 def load_policy(
-    directory: Path, mesh: Mesh, *, max_length: int, settings: LearnerConfig | None = None
+    directory: Path,
+    mesh: Mesh,
+    *,
+    max_length: int,
+    settings: LearnerConfig | None = None,
+    seed: int = 0,
 ) -> PolicyModel:
     """Load and shard the model in ``directory``: float32 weights, on GPU computed in bfloat16.
 
-    ``settings`` say how it is computed: type of the head, activation checkpointing.
-    Raises :class:`ModelDirectoryError` for a directory that is no such model.
+    ``settings`` say how it is computed and what of it is trained, ``seed`` is that of the first
+    adapters. Raises :class:`ModelDirectoryError` for a directory that is no such model, and
+    :class:`ConfigError` for what cannot be computed on this machine.
     """
     config = read_model_config(directory, key="model.path")
     _refuse_other_logits(config, directory)
     refuse_long_windows(config, directory, max_length, key="model.max_length")
-    causal_lm = load_pretrained(
-        AutoModelForCausalLM, directory, config, key="model.path", kind="causal language model"
-    )
-    # eval: dropout would make policy and behavior log-probabilities differ at lag 0
     settings = settings or LearnerConfig()
+    causal_lm = load_pretrained(
+        AutoModelForCausalLM,
+        directory,
+        config,
+        key="model.path",
+        kind="causal language model",
+        attn_implementation=choose_attention(settings.attention, mesh.device),
+    )
+    if settings.lora.rank:
+        add_adapters(causal_lm, settings.lora, seed=seed)
+    # eval: dropout would make policy and behavior log-probabilities differ at lag 0
     policy = PolicyModel(causal_lm, float32_head=settings.head_dtype == "float32")
     policy = policy.eval().to(mesh.device)
-    checkpoint_layers(
-        _decoder_layers(causal_lm),
-        settings.activation_checkpointing,
-        every=settings.activation_checkpoint_every,
-    )
-    return _sharded(policy, mesh)
+    layers = decoder_layers(causal_lm)
+    prepare_layers(layers, settings)
+    shard_layers(policy, layers, mesh, offload=settings.offload_optimizer)
+    return policy
 
 
 def run_policy(
@@ -112,7 +182,7 @@ def run_policy(
     logprobs, entropy = policy(
         microbatch.input_ids,
         microbatch.position_ids,
-        microbatch.attention_mask,
+        microbatch.borders,
         microbatch.positions,
         microbatch.target_ids,
         temperature,
@@ -121,36 +191,27 @@ def run_policy(
 
 
 @torch.no_grad()
-def evaluate_policy(policy: PolicyModel, microbatch: Microbatch, temperature: float) -> Tensor:
+def evaluate_policy(
+    policy: PolicyModel | AdaptersOff, microbatch: Microbatch, temperature: float
+) -> Tensor:
     """Log-probabilities [T] without a gradient; a collective over all ranks."""
+    if isinstance(policy, AdaptersOff):
+        with adapters_off(policy.policy):
+            return evaluate_policy(policy.policy, microbatch, temperature)
     logprobs, _ = run_policy(policy, microbatch, temperature)
-    # Without a backward pass nothing frees the gathered root: the next forward would find it stale.
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
+    free_gathered(policy)
     return logprobs
 
 
-def _sharded(policy: PolicyModel, mesh: Mesh) -> PolicyModel:
-    """Shard by decoder layer, then the rest; one CPU rank is left as it is."""
-    if mesh.data_axis is None:
-        return policy
-    bfloat16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    precision = bfloat16 if mesh.device.type == "cuda" else MixedPrecisionPolicy()
-    for layer in _decoder_layers(policy.causal_lm):
-        fully_shard(layer, mesh=mesh.data_axis, mp_policy=precision)
-    fully_shard(policy, mesh=mesh.data_axis, mp_policy=precision, reshard_after_forward=False)
-    for module in policy.modules():
-        if isinstance(module, FSDPModule):
-            # gradients are unnormalised sums over all tokens of all ranks, divided once per step
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled reductions
-    return policy
-
-
-def _decoder_layers(causal_lm: PreTrainedModel) -> list[nn.Module]:
-    """Instances of the classes that the model itself says must not be split."""
-    names = set(causal_lm._no_split_modules or ())
-    return [module for module in causal_lm.modules() if type(module).__name__ in names]
+def _fused_names(causal_lm: PreTrainedModel) -> frozenset[str]:
+    """Parameters that are several tensors, or have another name, in Hugging Face files."""
+    weights = {name: weight.detach() for name, weight in causal_lm.named_parameters()}
+    return frozenset(
+        name
+        for name, weight in weights.items()
+        if not is_adapter(name)
+        and list(revert_weight_conversion(causal_lm, {name: weight.to("meta")})) != [name]
+    )
 
 
 def _refuse_other_logits(config: PretrainedConfig, directory: Path) -> None:

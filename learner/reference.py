@@ -28,7 +28,7 @@ from common.types import INITIAL_VERSION, WeightVersion
 from common.weight_layout import TensorSpec, WeightManifest
 from learner.digests import weight_digests
 from learner.mesh import Mesh
-from learner.model import PolicyModel
+from learner.model import AdaptersOff, PolicyModel
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class Reference:
     mesh: Mesh
     load_initial: Callable[[], PolicyModel]
     """Loads the model directory again."""
-    model: PolicyModel | None
-    """None where verifiers compute the log-probabilities."""
+    model: PolicyModel | AdaptersOff | None
+    """None where verifiers compute the log-probabilities; ``AdaptersOff`` is always initial."""
     version: WeightVersion = INITIAL_VERSION
     """The weight version that the reference is; the initial one is the model directory."""
 
@@ -51,7 +51,7 @@ class Reference:
         Raises :class:`CheckpointError` on every rank when rank 0 cannot write the weights.
         """
         save_weights(self.root, version, policy, self.mesh)
-        if self.model is not None:
+        if isinstance(self.model, PolicyModel):
             _copy_weights(policy, self.model)
         self.version = version
 
@@ -59,6 +59,11 @@ class Reference:
         """Be the reference that a checkpoint names; raises :class:`CheckpointError`."""
         if version == self.version:
             return
+        if isinstance(self.model, AdaptersOff):
+            raise CheckpointError(
+                f"the checkpoint goes on with the reference {version}, but adapters switched off "
+                "are the initial one (set learner.reference_reset_every as it was)"
+            )
         if self.model is not None and version == INITIAL_VERSION:
             _copy_weights(self.load_initial(), self.model)
         elif self.model is not None:
@@ -71,7 +76,7 @@ def save_weights(root: Path, version: WeightVersion, policy: PolicyModel, mesh: 
 
     Raises :class:`CheckpointError` on every rank when rank 0 cannot.
     """
-    digests = weight_digests(policy, mesh)
+    digests = weight_digests(policy.merged_weights(), mesh)
     specs = tuple(
         TensorSpec(
             name=name,
@@ -79,7 +84,7 @@ def save_weights(root: Path, version: WeightVersion, policy: PolicyModel, mesh: 
             shape=tuple(weight.shape),
             digest=digest_text(digests[name]),
         )
-        for name, weight in policy.named_weights()
+        for name, weight in policy.merged_weights()
     )
     whole, problem = _whole_weights(policy), b""
     if mesh.is_main:
@@ -99,7 +104,7 @@ def load_weights(root: Path, version: WeightVersion, model: PolicyModel) -> None
     Raises :class:`CheckpointError` when it is gone, damaged, or of another model.
     """
     directory = version_directory(root, version)
-    own = dict(model.named_weights())
+    own = dict(model.merged_weights())
     try:
         manifest = read_manifest(directory)
         if manifest.version != version or {spec.name for spec in manifest.tensors} != own.keys():
@@ -117,7 +122,7 @@ def load_weights(root: Path, version: WeightVersion, model: PolicyModel) -> None
 
 def _whole_weights(policy: PolicyModel) -> Iterator[Tensor]:
     """Every weight, whole, flat, on the CPU; a collective."""
-    for _, weight in policy.named_weights():
+    for _, weight in policy.merged_weights():
         value = weight.detach()
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         yield whole.to(device="cpu", dtype=torch.float32).contiguous().view(-1)
@@ -126,7 +131,7 @@ def _whole_weights(policy: PolicyModel) -> Iterator[Tensor]:
 @torch.no_grad()
 def _copy_weights(source: PolicyModel, target: PolicyModel) -> None:
     """Both are sharded alike, so each rank copies its own part."""
-    pairs = zip(source.named_weights(), target.named_weights(), strict=True)
+    pairs = zip(source.merged_weights(), target.merged_weights(), strict=True)
     for (_, new), (_, weight) in pairs:
         weight.copy_(new)
 

@@ -8,12 +8,15 @@ new incarnation, which is durable before the first weights of it exist.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from common.errors import CheckpointError, RefusedError
-from common.messages import ResumeLearner, SteppedBatch
+from common.messages import GetStatus, ResumeLearner, Status, SteppedBatch
 from common.types import Count
-from learner.checkpoint import newest_checkpoint
+from learner.checkpoint import CheckpointState, checkpoint_path, newest_checkpoint, read_state
+from learner.checkpoint_writer import remove_incomplete
 from learner.group_source import ENDED_GROUPS
 from learner.lineage import Lineage, read_lineage, write_lineage
 from learner.reporting import report_step
@@ -33,12 +36,15 @@ class ResumePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def start_or_resume(run: TrainingRun) -> None:
     """Bring ``run`` to the last step that it made durable; a collective."""
+    if run.mesh.is_main:
+        remove_incomplete(run.process.paths.checkpoints)
     plan = _shared_plan(run)
     run.lineage = plan.lineage
     if plan.checkpoint_step is None:
         _tell_broker(run, plan)
         run.checkpoint()
         return
+    _refuse_other_broker(run, plan.checkpoint_step)
     run.restore(plan.checkpoint_step)
     if not (plan.complete and _tell_broker(run, plan) and _replay(run, plan.records)):
         _fork(run, plan.checkpoint_step)
@@ -83,6 +89,37 @@ def _refuse_lost_checkpoints(run: TrainingRun, lineage: Lineage) -> None:
 def _shared_plan(run: TrainingRun) -> ResumePlan:
     mine = msgspec.json.encode(read_plan(run)) if run.mesh.is_main else b""
     return msgspec.json.decode(run.mesh.broadcast(mine), type=ResumePlan)
+
+
+def _refuse_other_broker(run: TrainingRun, checkpoint_step: int) -> None:
+    """The broker must have committed every step that the checkpoint has: that came first.
+
+    Raises :class:`CheckpointError` on every rank where its journal is older, or of another run.
+    """
+    problem = b""
+    if run.mesh.is_main:
+        path = checkpoint_path(run.process.paths.checkpoints, checkpoint_step)
+        status = run.channel.request(GetStatus()).message
+        if not isinstance(status, Status):
+            raise CheckpointError(f"the broker answered GetStatus with {type(status).__name__}")
+        problem = _older_journal(path, read_state(path), status).encode()
+    if problem := run.mesh.broadcast(problem):
+        raise CheckpointError(problem.decode())
+
+
+def _older_journal(path: Path, state: CheckpointState, status: Status) -> str:
+    """How the broker's journal does not belong to the checkpoint, or ""."""
+    cure = "restore the broker's journal of this run, or set another run.directory to train anew"
+    if state.run_id != status.run_id:
+        return (
+            f"{path}: it is of run {state.run_id}, the broker's journal of {status.run_id} ({cure})"
+        )
+    if status.policy_step < state.policy_step:
+        return (
+            f"{path}: it holds {state.policy_step} steps, but the broker's journal only "
+            f"{status.policy_step}: groups that were trained would be sampled again ({cure})"
+        )
+    return ""
 
 
 def _tell_broker(run: TrainingRun, plan: ResumePlan) -> bool:

@@ -8,13 +8,15 @@ replays the record and arrives at the same bits.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from common.config import Config
+from common.config import Config, LoraConfig
 from common.config_loader import to_toml
+from common.errors import CheckpointError
 from common.lifecycle import Process
 from common.messages import CommitCheckpoint, CommitStep
 from common.payloads.wiring import SyncPayloadClient
@@ -24,22 +26,30 @@ from learner.broker_client import BrokerClient
 from learner.canary import compute_canary
 from learner.checkpoint import (
     CheckpointState,
+    checkpoint_path,
     load_checkpoint,
     named_references,
-    save_checkpoint,
+    oldest_checkpoint,
 )
-from learner.digests import policy_digest
+from learner.checkpoint_tensors import Trainees
+from learner.checkpoint_writer import CheckpointWriter
+from learner.critic_update import build_critic
+from learner.digests import base_digest, policy_digest
+from learner.findings import MAX_NAMED
+from learner.flight_recorder import prune_recordings, recording_path, write_recording
 from learner.group_source import GroupSource, PayloadFetcher
 from learner.lineage import Lineage
 from learner.mesh import Mesh
-from learner.model import PolicyModel, load_policy
+from learner.model import AdaptersOff, PolicyModel, load_policy
 from learner.optim import build_adamw, set_learning_rate
 from learner.publishing import Publisher
 from learner.reference import Reference
 from learner.schedule import learning_rate
 from learner.step_metrics import Stopwatch, Telemetry
-from learner.step_record import StepRecord, write_step_record
-from learner.update import StepOutcome, TrainingBatch, Updater
+from learner.step_record import StepRecord, StepStatistics, write_step_record
+from learner.training_batch import StepOutcome, TrainingBatch
+from learner.update import Updater
+from learner.watch import StepWatch
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,15 +64,23 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     updater: Updater
     source: GroupSource
+    writer: CheckpointWriter
     stopwatch: Stopwatch
     telemetry: Telemetry | None
     """On rank 0 only."""
     lineage: Lineage
     reference: Reference | None
     """None without a KL term."""
+    base_digest: str = ""
+    """Of the frozen weights under adapters; "" where all weights are trained."""
     policy_step: int = 0
     saved_step: int = -1
-    """``policy_step`` of the newest checkpoint."""
+    """``policy_step`` of the newest checkpoint that all ranks know to be whole."""
+    committed_step: int = -1
+    """``policy_step`` of the newest checkpoint that the broker knows of."""
+    num_failed_checkpoints: int = 0
+    """In a row."""
+    watch: StepWatch = field(default_factory=StepWatch)
 
     @property
     def config(self) -> Config:
@@ -74,17 +92,29 @@ class TrainingRun:
         """The reference policy that the next step is computed with, None without a KL term."""
         return None if self.reference is None else self.reference.version
 
-    def apply(self, batch: TrainingBatch) -> StepOutcome:
-        """Turn an accumulated batch into new weights, unless it is not finite."""
-        set_learning_rate(self.optimizer, learning_rate(self.config.learner, batch.policy_step))
-        return self.updater.apply(batch)
+    def apply(
+        self, batch: TrainingBatch, refuse: Callable[[float, float], str] | None = None
+    ) -> StepOutcome:
+        """Turn an accumulated batch into new weights, unless it is not finite or refused."""
+        rate = learning_rate(self.config.learner, batch.policy_step)
+        set_learning_rate(self.optimizer, rate)
+        if self.updater.critic is not None:
+            self.updater.critic.follow(rate / self.config.learner.learning_rate)
+        return self.updater.apply(batch, refuse)
 
     def digest(self) -> str:
-        """Digest of the float32 weights as they are."""
-        return policy_digest(self.policy, self.mesh)
+        """Digest of the float32 weights as they are, those of a critic included."""
+        digest = policy_digest(self.policy, self.mesh)
+        if self.updater.critic is None:
+            return digest
+        both = digest + policy_digest(self.updater.critic.model, self.mesh)
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
-    def record_and_commit(self, batch: TrainingBatch) -> None:
+    def record_and_commit(
+        self, batch: TrainingBatch, statistics: StepStatistics | None = None
+    ) -> None:
         """Make the step durable here, then at the broker; the policy is then one step further."""
+        self._keep_recording(batch)
         digest = self.digest()
         if self.mesh.is_main:
             record = StepRecord(
@@ -95,6 +125,7 @@ class TrainingRun:
                 world_size=self.mesh.world_size,
                 weight_digest=digest,
                 reference_version=self.reference_version,
+                statistics=statistics,
             )
             write_step_record(self.process.paths.step_records, record)
             self.channel.request(
@@ -105,6 +136,25 @@ class TrainingRun:
                 )
             )
         self.policy_step = batch.policy_step + 1
+        self.commit_checkpoint()
+
+    def _keep_recording(self, batch: TrainingBatch) -> None:
+        """Keep this rank's rollouts for a replay; a disk that is full costs the recording only."""
+        keep = self.config.learner.recorded_steps
+        if not keep:
+            return
+        directory = self.process.paths.recordings
+        step, rank = batch.policy_step, self.mesh.rank
+        path = recording_path(directory, step, self.lineage.incarnation, rank)
+        try:
+            write_recording(path, batch.chunks)
+        except OSError as error:
+            self.process.log.warning(
+                "recording cannot be written", path=str(path), reason=error.strerror
+            )
+        if self.mesh.is_main:
+            oldest = oldest_checkpoint(self.process.paths.checkpoints)
+            prune_recordings(directory, keep=keep, oldest_checkpoint=oldest or 0)
 
     def renew_reference(self) -> None:
         """Make the policy the reference where ``learner.reference_reset_every`` says so."""
@@ -130,32 +180,98 @@ class TrainingRun:
             canary = compute_canary(self.policy, self.mesh, tolerance=tolerance)
             self.publisher.publish(self.lineage.version(self.policy_step), self.policy, canary)
 
+    @property
+    def trainees(self) -> Trainees:
+        """What a checkpoint holds beside the state of the run."""
+        critic = self.updater.critic
+        critics = {} if critic is None else {"critic": (critic.model, critic.optimizer)}
+        return {"policy": (self.policy, self.optimizer), **critics}
+
+    def begin_checkpoint(self) -> None:
+        """Copy the current step and go on; it is written in the background, one at a time."""
+        if self.policy_step in (self.saved_step, self.writer.step):
+            return
+        self.settle_checkpoint()
+        with self.stopwatch.stage("checkpoint"):
+            self.writer.begin(self.trainees, self._checkpoint_state())
+
     def checkpoint(self) -> None:
-        """Write a checkpoint of the current step and let the broker forget what it covers."""
-        if self.saved_step != self.policy_step:
-            with self.stopwatch.stage("checkpoint"):
-                save_checkpoint(
-                    self.process.paths.checkpoints,
-                    self.policy,
-                    self.optimizer,
-                    self._checkpoint_state(),
-                    self.mesh,
-                    keep=self.config.learner.keep_checkpoints,
-                )
-            self._drop_old_references()
-        self.saved_step = self.policy_step
+        """Write a checkpoint of the current step and let the broker forget what it covers.
+
+        Raises :class:`CheckpointError` when it cannot be written.
+        """
+        self.begin_checkpoint()
+        self.settle_checkpoint(must_succeed=True)
         self.commit_checkpoint()
 
-    def commit_checkpoint(self) -> None:
-        """Tell the broker which steps are safe; repeating it changes nothing."""
+    def settle_checkpoint(self, *, must_succeed: bool = False) -> None:
+        """Wait until the checkpoint in flight is whole or has failed.
+
+        Training goes on over ``learner.max_failed_checkpoints`` - 1 failures in a row: the step
+        records and the older checkpoints still hold everything. Raises :class:`CheckpointError` on
+        every rank after one more, or at once if it ``must_succeed``.
+        """
+        step = self.writer.step
+        if step is None:
+            return
+        with self.stopwatch.stage("checkpoint_wait"):
+            problem = self.writer.settle()
+        if problem:
+            self._report_failure(step, problem, must_succeed)
+            return
+        self.saved_step, self.num_failed_checkpoints = step, 0
+        self._drop_old_references()
+        self.commit_checkpoint()
         if self.mesh.is_main:
-            self.channel.request(CommitCheckpoint(policy_step=self.saved_step))
+            self.process.metrics.set("headrace_checkpoint_step", step)
+            self.process.metrics.observe("headrace_checkpoint_seconds", self.writer.write_s)
+
+    def _report_failure(self, step: int, problem: str, must_succeed: bool) -> None:
+        self.num_failed_checkpoints += 1
+        if self.mesh.is_main:
+            self.process.metrics.inc("headrace_checkpoint_failures_total")
+            self.process.log.error(
+                "checkpoint cannot be written",
+                policy_step=step,
+                reason=problem,
+                newest=self.saved_step,
+            )
+        limit = self.config.learner.max_failed_checkpoints
+        if must_succeed or self.num_failed_checkpoints >= limit:
+            path = checkpoint_path(self.process.paths.checkpoints, step)
+            raise CheckpointError(
+                f"{path}: the checkpoint cannot be written: {problem} (free space on that disk and "
+                "start again: older checkpoints and the step records are intact)"
+            )
+
+    def commit_checkpoint(self) -> None:
+        """Tell the broker which steps are safe, once they are; only rank 0 does."""
+        if not self.mesh.is_main:
+            return
+        newest = self.writer.step if self.writer.is_whole else None
+        newest = self.saved_step if newest is None else newest
+        if newest > self.committed_step:
+            self.channel.request(CommitCheckpoint(policy_step=newest))
+            self.committed_step = newest
 
     def restore(self, policy_step: int) -> None:
         """Go back to the checkpoint of ``policy_step``."""
         directory = self.process.paths.checkpoints
-        state = load_checkpoint(directory, policy_step, self.policy, self.optimizer, self.mesh)
+        state = load_checkpoint(directory, policy_step, self.trainees, self.mesh)
+        path = checkpoint_path(directory, policy_step)
+        if state.base_digest != self.base_digest:
+            raise CheckpointError(
+                f"{path}: its adapters were trained on another "
+                "base or with other settings (restore model.path and [learner.lora], or set "
+                "another run.directory to train anew)"
+            )
+        if (found := self.digest()) != state.weight_digest:
+            raise CheckpointError(
+                f"{path}: weights have digest {found}, the checkpoint says {state.weight_digest} "
+                f"(delete {path} to go on from the checkpoint before it)"
+            )
         self.policy_step = self.saved_step = policy_step
+        self.committed_step = -1
         if self.reference is not None:
             self.reference.go_back(state.reference_version)
             self.expect_reference()
@@ -170,10 +286,11 @@ class TrainingRun:
             incarnation=self.lineage.incarnation,
             seed=self.config.run.seed,
             world_size=self.mesh.world_size,
-            optimizer_steps=self.policy_step,
+            run_id=self.config.run.id,
             weight_digest=self.digest(),
             config_digest=config_digest(self.config),
             reference_version=self.reference_version or INITIAL_VERSION,
+            base_digest=self.base_digest,
         )
 
     def _drop_old_references(self) -> None:
@@ -190,9 +307,11 @@ def build_run(
     config = process.config
     torch.set_num_threads(config.learner.num_threads)
     path, max_length = Path(config.model.path), config.model.max_length
-    policy = load_policy(path, mesh, max_length=max_length, settings=config.learner)
-    reference = _reference(process, mesh)
-    weights = [weight for _, weight in policy.named_weights()]
+    policy = load_policy(
+        path, mesh, max_length=max_length, settings=config.learner, seed=config.run.seed
+    )
+    reference = _reference(process, mesh, policy)
+    weights = [weight for _, weight in policy.trained_weights()]
     optimizer = build_adamw(
         weights,
         betas=config.learner.betas,
@@ -208,7 +327,12 @@ def build_run(
         policy=policy,
         optimizer=optimizer,
         updater=Updater(
-            policy, optimizer, config, mesh, None if reference is None else reference.model
+            policy,
+            optimizer,
+            config,
+            mesh,
+            None if reference is None else reference.model,
+            build_critic(config, mesh),
         ),
         source=GroupSource(
             channel,
@@ -218,17 +342,31 @@ def build_run(
             policy.vocab_size,
             _payloads(process, channel),
             attention_ratio=policy.attention_ratio,
+            hidden_attention_ratio=policy.hidden_attention_ratio,
+        ),
+        writer=CheckpointWriter(
+            process.paths.checkpoints, mesh, keep=config.learner.keep_checkpoints
         ),
         stopwatch=Stopwatch(),
-        telemetry=Telemetry(config, process.paths, process.metrics) if mesh.is_main else None,
+        telemetry=(
+            Telemetry(config, process.paths, process.metrics, process.log) if mesh.is_main else None
+        ),
         lineage=Lineage(),
         reference=reference,
+        base_digest=base_digest(policy, mesh),
+        watch=StepWatch(config.learner),
     )
     run.expect_reference()
+    if mesh.is_main:
+        run.source.on_findings = lambda reason, findings: process.log.warning(
+            "groups evicted",
+            reason=reason.value,
+            findings=[finding.message() for finding in findings[:MAX_NAMED]],
+        )
     return run
 
 
-def _reference(process: Process, mesh: Mesh) -> Reference | None:
+def _reference(process: Process, mesh: Mesh, policy: PolicyModel) -> Reference | None:
     """The initial reference policy; its model only where this learner computes with it."""
     config = process.config
     if config.learner.loss.kl_coefficient <= 0:
@@ -236,10 +374,14 @@ def _reference(process: Process, mesh: Mesh) -> Reference | None:
 
     def load() -> PolicyModel:
         path = Path(config.model.path)
-        model = load_policy(path, mesh, max_length=config.model.max_length, settings=config.learner)
+        settings = replace(config.learner, lora=LoraConfig())
+        model = load_policy(path, mesh, max_length=config.model.max_length, settings=settings)
         return model.requires_grad_(False)
 
-    model = None if config.has_verifier_reference else load()
+    model: PolicyModel | AdaptersOff | None = None
+    if not config.has_verifier_reference:
+        stays_initial = policy.has_adapters and not config.learner.reference_reset_every
+        model = AdaptersOff(policy) if stays_initial else load()
     return Reference(root=process.paths.references, mesh=mesh, load_initial=load, model=model)
 
 

@@ -13,13 +13,17 @@ from common.errors import FatalError
 from common.types import (
     EvictReason,
     RolloutHeader,
+    StepReward,
     VerifiedGroup,
     VerifiedRollout,
     WeightVersion,
 )
+from learner.findings import Finding
+from learner.guards import is_finite_float32
 from learner.layout import PlannedRollout
 from learner.lineage import Lineage
 from learner.objectives.advantages import planned_advantages
+from learner.objectives.process import normalized_steps
 
 _TEMPERATURE_ROUNDING = 1e-6
 
@@ -47,9 +51,24 @@ class Screen:
             return EvictReason.STALE
         if not trainable(group):
             return EvictReason.ALL_MASKED
-        if any(self._is_impossible(item.rollout) for item in group.rollouts):
+        if any(self._is_impossible(item) for item in group.rollouts):
             return EvictReason.QUARANTINED
+        if self.infinite_advantages(group):
+            return EvictReason.NONFINITE
         return None
+
+    def infinite_advantages(self, group: VerifiedGroup) -> list[Finding]:
+        """Rollouts whose advantage is no finite float32: rewards that no number can hold."""
+        return [
+            Finding(
+                group_id=group.group_id,
+                index=rollout.rollout_id.index,
+                quantity="advantage",
+                problem=f"{rollout.advantage:g} of the rewards {_rewards(group)}",
+            )
+            for rollout in self.plan(group)
+            if not is_finite_float32([rollout.advantage])
+        ]
 
     def plan(self, group: VerifiedGroup) -> list[PlannedRollout]:
         """Sizes, lag and advantage of every rollout that carries gradient.
@@ -59,6 +78,7 @@ class Screen:
         items = judged(group)
         rewards = [item.verdict.reward for item in items if item.verdict.reward is not None]
         advantages = planned_advantages(rewards, self.config.learner.loss)
+        steps = self._step_advantages(items)
         return [
             PlannedRollout(
                 rollout_id=item.rollout.rollout_id,
@@ -69,8 +89,10 @@ class Screen:
                 masked_spans=item.masked_spans,
                 num_masked_tokens=item.rollout.num_tokens_in(item.masked_spans),
                 store=item.rollout.store,
+                span_lags=self._span_lags(item.rollout),
+                steps=own,
             )
-            for item, advantage in zip(items, advantages, strict=True)
+            for item, advantage, own in zip(items, advantages, steps, strict=True)
             if item.num_trained_tokens
         ]
 
@@ -84,7 +106,7 @@ class Screen:
         Raises :class:`FatalError` for tokens from the future.
         """
         rollout = item.rollout
-        lags = [self.lineage.lag(span.version, self.policy_step) for span in rollout.version_spans]
+        lags = self._span_lags(rollout)
         newest = rollout.newest_version
         if min(lags) < 0 or newest.incarnation > self.lineage.incarnation:
             raise FatalError(
@@ -93,6 +115,12 @@ class Screen:
                 "serves another run's weights (remove the run directory's weights/ and start again)"
             )
         return max((lags[number] for number in item.trained_spans), default=0)
+
+    def _span_lags(self, rollout: RolloutHeader) -> tuple[int, ...]:
+        """Policy lag of each version span; negative for tokens from the future."""
+        return tuple(
+            self.lineage.lag(span.version, self.policy_step) for span in rollout.version_spans
+        )
 
     def _oldest_version(self, group: VerifiedGroup) -> WeightVersion:
         """The version of the oldest token that is not masked."""
@@ -123,9 +151,35 @@ class Screen:
             "over too late: report this with the run's journal)"
         )
 
-    def _is_impossible(self, rollout: RolloutHeader) -> bool:
+    def _is_impossible(self, item: VerifiedRollout) -> bool:
+        rollout = item.rollout
         length = rollout.num_prompt_tokens + rollout.num_completion_tokens
+        if any(step.end >= rollout.num_completion_tokens for step in item.verdict.steps):
+            return True
         return rollout.num_prompt_tokens < 1 or length > self.config.model.max_length
+
+    def _step_advantages(self, items: Sequence[VerifiedRollout]) -> list[tuple[StepReward, ...]]:
+        """Of every step of each rollout under process supervision, else nothing."""
+        loss = self.config.learner.loss
+        if loss.supervision == "outcome":
+            return [() for _ in items]
+        steps = [rewarded_steps(item) for item in items]
+        values = normalized_steps(
+            [[step.value for step in own] for own in steps],
+            std=loss.advantage_std,
+            epsilon=loss.advantage_epsilon,
+        )
+        return [
+            tuple(
+                StepReward(end=step.end, value=float(value))
+                for step, value in zip(own, found, strict=True)
+            )
+            for own, found in zip(steps, values, strict=True)
+        ]
+
+
+def _rewards(group: VerifiedGroup) -> str:
+    return ", ".join(f"{item.verdict.reward:g}" for item in judged(group)[:8])
 
 
 def trainable(group: VerifiedGroup) -> list[VerifiedRollout]:
@@ -140,6 +194,14 @@ def judged(group: VerifiedGroup) -> list[VerifiedRollout]:
         for item in group.rollouts
         if item.verdict.reward is not None and item.rollout.num_completion_tokens > 0
     ]
+
+
+def rewarded_steps(item: VerifiedRollout) -> tuple[StepReward, ...]:
+    """The steps of a judged answer; one that was judged as a whole, as a single step."""
+    if item.verdict.steps or item.verdict.reward is None:
+        return item.verdict.steps
+    last = item.rollout.num_completion_tokens - 1
+    return (StepReward(end=last, value=item.verdict.reward),)
 
 
 def lag_histogram(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[int, int]:

@@ -59,7 +59,11 @@ def run_sft(config: Config) -> None:
     )
     with learner_mesh() as mesh:
         policy = load_policy(
-            model_dir, mesh, max_length=config.model.max_length, settings=config.learner
+            model_dir,
+            mesh,
+            max_length=config.model.max_length,
+            settings=config.learner,
+            seed=config.run.seed,
         )
         fine_tune(policy, documents, config, mesh, SftReporter(config, mesh, log))
         output = Path(config.sft.output)
@@ -79,7 +83,7 @@ def fine_tune(
     when the loss is no longer finite.
     """
     settings = config.sft
-    weights = [weight for _, weight in policy.named_weights()]
+    weights = [weight for _, weight in policy.trained_weights()]
     optimizer = build_adamw(
         weights,
         betas=_BETAS,
@@ -119,7 +123,7 @@ def _train_step(
     mesh: Mesh,
 ) -> float:
     """One optimizer step; returns the mean loss in nats a token."""
-    weights = [weight for _, weight in policy.named_weights()]
+    weights = [weight for _, weight in policy.trained_weights()]
     optimizer.zero_grad(set_to_none=True)
     loss = _accumulate(policy, batch, config, mesh) / num_tokens
     normalize_gradients(weights, num_tokens)
@@ -143,6 +147,7 @@ def _accumulate(
         row_tokens=config.learner.row_tokens,
         microbatch_tokens=config.learner.microbatch_tokens,
         attention_ratio=policy.attention_ratio,
+        hidden_attention_ratio=policy.hidden_attention_ratio,
     )
     mine = layout.ranks[mesh.rank]
     total = torch.zeros((), dtype=torch.float64)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from common.clock import Clock, MonotonicClock
 from common.config import Config, RunPaths
@@ -23,8 +24,11 @@ from common.metrics import Metrics
 from common.text_tokenizer import TextTokenizer
 from common.types import FinishReason, RolloutId, VerifiedGroup, VerifiedRollout
 from learner.batch import Document
+from learner.critic_update import value_statistics
 from learner.screening import Screen, judged, lag_histogram, trainable
-from learner.update import StepOutcome
+from learner.token_statistics import TokenStatistics, describe_lag
+from learner.trackers import Trackers
+from learner.training_batch import StepOutcome
 
 NUM_READABLE = 4
 """Rollouts a step that are written out as text."""
@@ -94,12 +98,44 @@ def describe_groups(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[str
         "response_length_mean": _mean(finished + truncated),
         "response_length_finished_mean": _mean(finished),
         "response_length_truncated_mean": _mean(truncated),
+        **_lengths_by_outcome(items),
         "truncated_ratio": _mean([0.0] * len(finished) + [1.0] * len(truncated)),
         "zero_advantage_ratio": _mean([float(_is_uniform(group)) for group in groups]),
         "lag_histogram": {str(lag): tokens for lag, tokens in lags.items()},
         "lag_max": max((screen.group_lag(group) for group in groups), default=0),
         "lag_mean": _weighted_mean(lags),
     }
+
+
+def describe_tokens(tokens: TokenStatistics, denominator: float) -> dict[str, object]:
+    """Parts of the loss, and the distance between policy and sampler, together and by lag."""
+    total = tokens.total()
+    together = describe_lag(total)
+    named = {
+        "ratio_max": "importance_ratio_max",
+        "ratio_p01": "importance_ratio_p01",
+        "ratio_p50": "importance_ratio_p50",
+        "ratio_p99": "importance_ratio_p99",
+        "clipped_low_ratio": "clip_low_ratio",
+        "clipped_high_ratio": "clip_high_ratio",
+        "effective_sample_ratio": "effective_sample_ratio",
+        "logprob_gap_mean": "logprob_gap_mean",
+        "logprob_gap_max": "logprob_gap_max",
+    }
+    parts = tokens.losses if denominator else {}
+    return {
+        **{f"loss_{part}": value / denominator for part, value in parts.items()},
+        **{name: together[key] for key, name in named.items() if key in together},
+        "by_lag": {
+            str(lag): {key: _rounded(value) for key, value in describe_lag(sums).items()}
+            for lag, sums in sorted(tokens.by_lag.items())
+        },
+    }
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits; None for what JSON cannot say."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def describe_outcome(outcome: StepOutcome) -> dict[str, object]:
@@ -117,18 +153,28 @@ def describe_outcome(outcome: StepOutcome) -> dict[str, object]:
         "logprob_gap_lag0_max": (
             outcome.on_policy_gap if outcome.sums["on_policy_tokens"] else None
         ),
+        "num_updates": outcome.num_updates,
+        "updates_skipped": outcome.num_skipped,
+        **value_statistics(outcome.sums),
     }
 
 
 class Telemetry:
     """Writes ``steps.jsonl`` and ``rollouts.jsonl`` and sets the process's gauges."""
 
-    def __init__(self, config: Config, paths: RunPaths, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        config: Config,
+        paths: RunPaths,
+        metrics: Metrics,
+        log: structlog.stdlib.BoundLogger | None = None,
+    ) -> None:
         paths.telemetry.mkdir(parents=True, exist_ok=True)
         self._steps = paths.telemetry / "steps.jsonl"
         self._rollouts = paths.telemetry / "rollouts.jsonl"
         self._metrics = metrics
         self._tokenizer = TextTokenizer.load(config.model.path)
+        self._trackers = Trackers(config, paths, log or structlog.get_logger())
         self._reported = set(_reported_steps(self._steps))
 
     def has_step(self, incarnation: int, policy_step: int) -> bool:
@@ -143,8 +189,9 @@ class Telemetry:
         groups: Mapping[str, object],
         outcome: StepOutcome,
         seconds: Mapping[str, float],
+        more: Mapping[str, object] | None = None,
     ) -> None:
-        """One line about the batch computed at ``policy_step``."""
+        """One line about the batch computed at ``policy_step``; ``more`` values stand in it too."""
         row = _finite(
             {
                 "time": time.time(),
@@ -152,12 +199,18 @@ class Telemetry:
                 "incarnation": incarnation,
                 **groups,
                 **describe_outcome(outcome),
+                **(more or {}),
                 "seconds": {name: round(value, 6) for name, value in sorted(seconds.items())},
             }
         )
         _append(self._steps, row)
         self._reported.add((incarnation, policy_step))
         self._set_gauges(row, seconds)
+        self._trackers.log_step(policy_step, {key: row[key] for key in row if key != "time"})
+
+    def close(self) -> None:
+        """Write what trackers have buffered."""
+        self._trackers.close()
 
     def record_rollouts(self, policy_step: int, rollouts: Sequence[ReadableRollout]) -> None:
         """One line for each rollout that is shown."""
@@ -180,6 +233,7 @@ class Telemetry:
             value = row.get(key)
             if isinstance(value, int | float):
                 self._metrics.set(metric, value)
+        self._set_lag_gauges(row)
         num_tokens = row["num_tokens"]
         if isinstance(num_tokens, int):
             self._metrics.inc("headrace_trained_tokens_total", num_tokens)
@@ -188,7 +242,21 @@ class Telemetry:
             name = "headrace_idle_seconds_total" if idle else "headrace_busy_seconds_total"
             self._metrics.inc(name, value, stage=f"learner_{stage}")
 
+    def _set_lag_gauges(self, row: Mapping[str, object]) -> None:
+        by_lag = row.get("by_lag")
+        for lag, values in by_lag.items() if isinstance(by_lag, dict) else ():
+            for metric, key in _LAG_GAUGES:
+                if (value := values.get(key)) is not None:
+                    self._metrics.set(metric, value, lag=lag)
 
+
+_LAG_GAUGES = (
+    ("headrace_lag_tokens", "tokens"),
+    ("headrace_lag_kl_nats", "kl"),
+    ("headrace_lag_importance_ratio_mean", "ratio_mean"),
+    ("headrace_lag_importance_ratio_p99", "ratio_p99"),
+    ("headrace_lag_effective_sample_ratio", "effective_sample_ratio"),
+)
 _GAUGES = (
     ("headrace_reward_mean", "reward_mean"),
     ("headrace_accuracy_mean", "accuracy_mean"),
@@ -199,6 +267,24 @@ _GAUGES = (
     ("headrace_entropy_nats", "entropy"),
     ("headrace_clip_ratio", "clip_ratio"),
     ("headrace_behavior_kl_nats", "kl_behavior"),
+    ("headrace_reference_kl_nats", "kl_reference"),
+    ("headrace_loss_policy", "loss_policy"),
+    ("headrace_loss_kl", "loss_kl"),
+    ("headrace_loss_entropy", "loss_entropy"),
+    ("headrace_clip_low_ratio", "clip_low_ratio"),
+    ("headrace_clip_high_ratio", "clip_high_ratio"),
+    ("headrace_importance_ratio_mean", "importance_ratio_mean"),
+    ("headrace_importance_ratio_max", "importance_ratio_max"),
+    ("headrace_effective_sample_ratio", "effective_sample_ratio"),
+    ("headrace_zero_advantage_ratio", "zero_advantage_ratio"),
+    ("headrace_truncated_ratio", "truncated_ratio"),
+    ("headrace_response_length_right_tokens", "response_length_right_mean"),
+    ("headrace_response_length_wrong_tokens", "response_length_wrong_mean"),
+    ("headrace_response_length_truncated_tokens", "response_length_truncated_mean"),
+    ("headrace_trained_tokens_per_second", "tokens_per_second"),
+    ("headrace_mfu_ratio", "mfu"),
+    ("headrace_rss_peak_bytes", "rss_peak_bytes"),
+    ("headrace_device_memory_peak_bytes", "device_peak_bytes"),
 )
 
 
@@ -235,6 +321,24 @@ def _mean(values: Sequence[float]) -> float | None:
 def _weighted_mean(tokens_by_lag: Mapping[int, int]) -> float | None:
     total = sum(tokens_by_lag.values())
     return sum(lag * tokens for lag, tokens in tokens_by_lag.items()) / total if total else None
+
+
+def _lengths_by_outcome(items: Sequence[VerifiedRollout]) -> dict[str, float | None]:
+    """Mean lengths of right and wrong answers that ended by themselves.
+
+    Right is what the accuracy says, or without one a reward above 0.
+    """
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for item in items:
+        if item.rollout.finish_reason is FinishReason.STOP:
+            accuracy = item.verdict.component("accuracy")
+            score = accuracy if accuracy is not None else item.verdict.reward or 0.0
+            is_right = score >= 1.0 if accuracy is not None else score > 0.0
+            lengths[is_right].append(_length(item))
+    return {
+        "response_length_right_mean": _mean(lengths[True]),
+        "response_length_wrong_mean": _mean(lengths[False]),
+    }
 
 
 def _component_mean(items: Sequence[VerifiedRollout], name: str) -> float | None:

@@ -16,6 +16,16 @@ from common.types import Count, WeightVersion
 from learner.layout import ChunkLayout
 
 
+class StepStatistics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What guards and alarms compare later steps with."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    entropy: float | None = None
+    """Mean of the trained tokens, nats."""
+
+
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training batch, as it was computed."""
 
@@ -31,6 +41,8 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Of the float32 weights after the step."""
     reference_version: WeightVersion | None = None
     """The reference policy that the step was computed with, None without a KL term."""
+    statistics: StepStatistics | None = None
+    """None in records of runs that kept none."""
 
 
 def record_path(directory: Path, policy_step: int, incarnation: int) -> Path:

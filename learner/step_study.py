@@ -21,6 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from common.config import Config, LearnerConfig, ModelConfig, RunConfig
 from common.types import RolloutId
+from learner.attention import packed_mask
 from learner.batch import Document, Microbatch, build_microbatch
 from learner.group_source import Chunk
 from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
@@ -100,7 +101,7 @@ def bare_loss(causal_lm: Qwen2ForCausalLM, microbatch: Microbatch) -> Tensor:
     hidden = causal_lm.base_model(
         input_ids=microbatch.input_ids,
         position_ids=microbatch.position_ids,
-        attention_mask=microbatch.attention_mask,
+        attention_mask=packed_mask("sdpa", microbatch.borders, *microbatch.input_ids.shape),
         use_cache=False,
     ).last_hidden_state
     chosen = hidden.flatten(0, 1).index_select(0, microbatch.positions)
@@ -126,7 +127,7 @@ def make_model() -> Qwen2ForCausalLM:
 
 def make_optimizer(policy: PolicyModel) -> torch.optim.Optimizer:
     """The learner's own, at a rate that leaves the model as it is."""
-    weights = [weight for _, weight in policy.named_weights()]
+    weights = [weight for _, weight in policy.trained_weights()]
     optimizer = build_adamw(weights, betas=(0.9, 0.999), weight_decay=0.0)
     set_learning_rate(optimizer, LEARNING_RATE)
     return optimizer

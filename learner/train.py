@@ -6,25 +6,30 @@ behind, and for nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from common.errors import FatalError
 from common.lifecycle import Process
 from common.messages import EndRun
+from common.trackers import tracker_problems
 from common.types import EvictReason
 from learner.broker_client import BrokerClient
+from learner.culprits import find_culprits, without_groups
 from learner.export import export_model
-from learner.group_source import Ending
+from learner.findings import MAX_NAMED
+from learner.group_source import Chunk, Ending
 from learner.mesh import Mesh
 from learner.publishing import Publisher
-from learner.reporting import report_step
+from learner.reporting import report_step, watch_step
 from learner.resume import start_or_resume
 from learner.run_state import TrainingRun, build_run
 from learner.step_metrics import NUM_READABLE, ReadableRollout, readable_rollouts
-from learner.update import StepOutcome, TrainingBatch
-
-MAX_NONFINITE_STEPS = 3
-"""So many batches in a row without a finite loss and gradient mean that the policy is broken."""
+from learner.step_record import StepStatistics
+from learner.training_batch import StepOutcome, TrainingBatch
+from learner.watch import WatchMemory, read_memory
 
 
 def train(process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publisher) -> Ending:
@@ -34,11 +39,22 @@ def train(process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publis
     exported and the run is over; when stopped, a later start goes on. Raises :class:`FatalError`
     when the run cannot go on.
     """
+    for problem in tracker_problems(process.config) if mesh.is_main else ():
+        raise problem
     run = build_run(process, channel, mesh, publisher)
+    try:
+        return _train(run)
+    finally:
+        if run.telemetry is not None:
+            run.telemetry.close()
+
+
+def _train(run: TrainingRun) -> Ending:
     start_or_resume(run)
+    recall_steps(run)
     run.source.references.tell()
     run.publish()
-    process.ready(version=str(run.lineage.version(run.policy_step)))
+    run.process.ready(version=str(run.lineage.version(run.policy_step)))
     ending = Ending.COMPLETED
     while run.policy_step < run.config.learner.num_steps:
         taken = take_step(run)
@@ -49,34 +65,55 @@ def train(process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publis
     return ending
 
 
+def recall_steps(run: TrainingRun) -> None:
+    """Have guards and alarms go on from the step records, the same on every rank; a collective."""
+    mine = b""
+    if run.mesh.is_main:
+        window = run.config.learner.guards.spike_window
+        directory = run.process.paths.step_records
+        memory = read_memory(directory, run.lineage, run.policy_step, window)
+        mine = msgspec.json.encode(memory)
+    run.watch.recall(msgspec.json.decode(run.mesh.broadcast(mine), type=WatchMemory))
+
+
 def take_step(run: TrainingRun) -> Ending | None:
     """One training step, or why there is none."""
-    for _ in range(MAX_NONFINITE_STEPS):
-        gathered = gather_batch(run)
+    kept: list[Chunk] = []
+    limit = run.config.learner.guards.max_skipped
+    for _ in range(limit):
+        gathered = gather_batch(run, kept)
         if isinstance(gathered, Ending):
             return gathered
         batch, shown = gathered
         with run.stopwatch.stage("step"):
-            outcome = run.apply(batch)
-        if outcome.finite:
+            outcome = run.apply(batch, run.watch.spikes.refuse)
+        if outcome.is_taken:
             complete_step(run, batch, outcome, shown)
             return None
-        reject_batch(run, batch, outcome)
+        kept = reject_batch(run, batch, outcome)
     raise FatalError(
-        f"loss or gradient was not finite in {MAX_NONFINITE_STEPS} batches in a row at policy_step "
-        f"{run.policy_step} (lower learner.learning_rate and resume from the last checkpoint)"
+        f"no step could be taken with {limit} batches in a row at policy_step {run.policy_step}: "
+        f"{outcome.refusal or 'loss or gradient was not finite'} (lower learner.learning_rate and "
+        "resume from the last checkpoint)"
     )
 
 
 def gather_batch(
-    run: TrainingRun,
+    run: TrainingRun, kept: Sequence[Chunk] = ()
 ) -> tuple[TrainingBatch, list[ReadableRollout]] | Ending:
-    """Pull groups and accumulate their gradients as they come, until the batch is full."""
+    """Pull groups and accumulate their gradients as they come, until the batch is full.
+
+    ``kept`` has been pulled before, and the broker still counts it as handed over.
+    """
     batch = run.updater.start_batch(run.policy_step)
     shown: list[ReadableRollout] = []
+    waiting = list(kept)
     while len(batch.group_ids) < run.config.learner.groups_per_step:
-        with run.stopwatch.stage("wait"):
-            chunk = run.source.next_chunk(run.lineage, run.policy_step, held=batch.group_ids)
+        if waiting:
+            chunk: Chunk | Ending = waiting.pop(0)
+        else:
+            with run.stopwatch.stage("wait"):
+                chunk = run.source.next_chunk(run.lineage, run.policy_step, held=batch.group_ids)
         if isinstance(chunk, Ending):
             return chunk
         with run.stopwatch.stage("compute"):
@@ -94,27 +131,47 @@ def complete_step(
     The report comes before the checkpoint: a step that was cut off before its report is then
     replayed at the next start, and reported there.
     """
+    statistics = StepStatistics(
+        loss=outcome.loss, grad_norm=outcome.grad_norm, entropy=outcome.mean("entropy")
+    )
     with run.stopwatch.stage("commit"):
-        run.record_and_commit(batch)
+        run.record_and_commit(batch, statistics)
         run.renew_reference()
         run.source.references.tell()
     run.publish()
-    report_step(run, batch, outcome, shown)
+    tokens = report_step(run, batch, outcome, shown)
+    watch_step(run, batch, statistics, tokens)
     if run.policy_step % run.config.learner.checkpoint_every == 0:
-        run.checkpoint()
+        run.begin_checkpoint()
 
 
-def reject_batch(run: TrainingRun, batch: TrainingBatch, outcome: StepOutcome) -> None:
-    """Drop the groups of a batch that is not finite; others take their place in the same step."""
-    run.source.evict(batch.group_ids, EvictReason.NONFINITE)
+def reject_batch(run: TrainingRun, batch: TrainingBatch, outcome: StepOutcome) -> list[Chunk]:
+    """Drop what must not be trained; others take its place in the same step.
+
+    Of a batch that is not finite the groups go that are not finite by themselves; the rest is
+    returned, to be computed again. All go where none is to blame alone, and with a spike.
+    """
+    dropped, reason = list(batch.group_ids), EvictReason.QUARANTINED
+    messages: list[str] = [outcome.refusal]
+    if not outcome.finite:
+        reason = EvictReason.NONFINITE
+        findings = find_culprits(run.updater, run.mesh, batch)
+        culprits = {finding.group_id for finding in findings}
+        dropped = [group_id for group_id in dropped if group_id in culprits] or dropped
+        messages = [finding.message() for finding in findings]
+    run.source.evict(dropped, reason)
     if run.mesh.is_main:
         run.process.metrics.inc("headrace_steps_skipped_total")
         run.process.log.warning(
-            "batch is not finite",
+            "batch is not finite" if not outcome.finite else "batch is a spike",
             policy_step=batch.policy_step,
             loss=outcome.loss,
             grad_norm=outcome.grad_norm,
+            evicted=dropped,
+            kept=len(batch.group_ids) - len(dropped),
+            findings=messages[:MAX_NAMED],
         )
+    return without_groups(batch.chunks, dropped)
 
 
 def finish(run: TrainingRun, ending: Ending) -> None:

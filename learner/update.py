@@ -1,86 +1,49 @@
 """One training batch, from chunks of groups to new weights.
 
 Gradients are accumulated as *unnormalised* sums while groups arrive, and divided once by the number
-that the whole batch came to: no chunk has to know what will follow it. Only advantages that are
-normalised over the whole batch (``advantage_over = "batch"``) make chunks wait for the last one.
+that the whole batch came to: no chunk has to know what will follow it. Chunks wait for the last one
+only where advantages are normalised over the whole batch (``advantage_over = "batch"``, whitening),
+and where a batch is split into several updates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from common.config import Config, LossConfig
-from common.types import VerifiedGroup
-from learner.batch import Microbatch, build_microbatch, empty_microbatch
+from common.config import Config
+from learner.batch import Microbatch
+from learner.critic_update import CriticTrainer, no_critic_sums, whitened
 from learner.group_source import Chunk
-from learner.layout import ChunkLayout
+from learner.layout import MicrobatchLayout, plan_microbatches
 from learner.mesh import Mesh
-from learner.model import PolicyModel, evaluate_policy, run_policy
-from learner.objectives.advantages import batch_advantages
+from learner.minibatches import mini_batches
+from learner.model import (
+    AdaptersOff,
+    PolicyModel,
+    evaluate_policy,
+    run_policy,
+)
 from learner.objectives.aggregation import denominator
 from learner.objectives.kl import k3_kl
 from learner.objectives.objective import ObjectiveTerms, TokenInputs, policy_objective
+from learner.objectives.ratios import importance_ratio
 from learner.optim import clip_gradients, normalize_gradients
-
-SUMS = (
-    "loss",
-    "tokens",
-    "behavior_ratio",
-    "clipped",
-    "capped",
-    "behavior_kl",
-    "entropy",
-    "on_policy_tokens",
-    "on_policy_kl",
-    "reference_kl",
-    "reference_tokens",
+from learner.preparation import Preparation, has_several_updates, microbatches_of
+from learner.sharding import free_gathered
+from learner.token_view import TokenObserver, TokenView
+from learner.training_batch import (
+    SUMS,
+    StepOutcome,
+    TrainingBatch,
+    merged_outcome,
+    with_batch_advantages,
 )
-"""What every microbatch adds up; one number each over its trained tokens."""
-
-
-@dataclass(slots=True)
-class TrainingBatch:
-    """What has been accumulated towards one step."""
-
-    policy_step: int
-    layouts: list[ChunkLayout] = field(default_factory=list)
-    groups: list[VerifiedGroup] = field(default_factory=list)
-    """On rank 0 only."""
-    waiting: list[Chunk] = field(default_factory=list)
-    """Chunks whose advantages need the whole batch; nothing of them is computed yet."""
-    denominator: float = 0.0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
-    """[len(SUMS)], of this rank."""
-    on_policy_gap: float = 0.0
-    """Largest |policy - behavior| log-probability of this rank's lag-0 tokens, nats."""
-
-    @property
-    def group_ids(self) -> list[int]:
-        """Groups accumulated so far, in order."""
-        return [group_id for layout in self.layouts for group_id in layout.group_ids]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepOutcome:
-    """One step over all ranks."""
-
-    finite: bool
-    """False when loss or gradient was not: the weights are then untouched."""
-    loss: float
-    grad_norm: float
-    """Before clipping."""
-    sums: dict[str, float]
-    on_policy_gap: float
-
-    def mean(self, name: str, *, over: str = "tokens") -> float | None:
-        """A sum divided by a count of tokens; None without tokens."""
-        count = self.sums[over]
-        return self.sums[name] / count if count else None
 
 
 class Updater:
@@ -92,71 +55,200 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         config: Config,
         mesh: Mesh,
-        reference: PolicyModel | None = None,
+        reference: PolicyModel | AdaptersOff | None = None,
+        critic: CriticTrainer | None = None,
     ) -> None:
         self.policy = policy
         self.optimizer = optimizer
+        self.critic = critic
         self._reference = reference
         self._config = config
         self._mesh = mesh
-        self._parameters: list[nn.Parameter] = [weight for _, weight in policy.named_weights()]
+        self._parameters: list[nn.Parameter] = [weight for _, weight in policy.trained_weights()]
+        self._preparation = Preparation(
+            config=config,
+            mesh=mesh,
+            policy=policy,
+            reference=reference,
+            critic=None if critic is None else critic.model,
+        )
 
     def start_batch(self, policy_step: int) -> TrainingBatch:
         """An empty batch; gradients of an abandoned one are dropped."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         return TrainingBatch(policy_step)
 
     def accumulate(self, batch: TrainingBatch, chunk: Chunk) -> None:
         """Add the gradient sums of ``chunk``, or keep it until the batch is whole."""
-        if self._config.learner.loss.advantage_over == "batch":
-            batch.waiting.append(chunk)
+        prepared = self._preparation.prepared(chunk)
+        if self._waits_for_whole_batch:
+            batch.waiting.append(prepared)
         else:
-            self._compute(batch, chunk)
+            self._compute(batch, prepared)
+        batch.chunks.append(chunk)
         batch.layouts.append(chunk.layout)
         batch.groups.extend(chunk.groups)
+        self._count(batch, chunk)
+
+    @property
+    def _waits_for_whole_batch(self) -> bool:
+        learner = self._config.learner
+        is_whitened = self.critic is not None and learner.critic.whiten
+        return learner.loss.advantage_over == "batch" or is_whitened or has_several_updates(learner)
+
+    def _count(self, batch: TrainingBatch, chunk: Chunk) -> None:
+        """Add what the sums of ``chunk`` are divided by."""
+        lengths = chunk.trained_lengths
+        batch.num_tokens += sum(lengths)
         batch.denominator += denominator(
             self._config.learner.loss.aggregation,
-            chunk.trained_lengths,
+            lengths,
             max_tokens=self._config.actor.max_tokens,
         )
 
     def _compute(self, batch: TrainingBatch, chunk: Chunk) -> None:
         """Forward and backward; a rank without work left computes with weight 0."""
-        mine = chunk.layout.ranks[self._mesh.rank]
-        for number in range(chunk.layout.num_microbatches):
-            has_work = number < len(mine)
-            microbatch = (
-                build_microbatch(mine[number], chunk.documents) if has_work else empty_microbatch()
-            )
-            sums, gap = self._forward_backward(microbatch.to(self._mesh.device))
-            if has_work:
+        for layout, microbatch in microbatches_of(chunk, self._mesh):
+            sums, gap = self._forward_backward(batch, microbatch, layout)
+            if layout is not None:
                 batch.sums += sums
                 batch.on_policy_gap = max(batch.on_policy_gap, gap)
 
-    def apply(self, batch: TrainingBatch) -> StepOutcome:
-        """Divide, clip and step, unless loss or gradient is not finite on any rank."""
-        for chunk in with_batch_advantages(batch.waiting, self._config.learner.loss):
-            self._compute(batch, chunk)
+    def apply(
+        self, batch: TrainingBatch, refuse: Callable[[float, float], str] | None = None
+    ) -> StepOutcome:
+        """Divide, clip and step, unless loss or gradient is not finite on any rank.
+
+        ``refuse`` is given the loss and the norm of the gradient before clipping, the same on every
+        rank, and says why such a step is not to be taken, or "". Of several updates it is asked
+        before the first, which decides whether the batch is taken at all.
+        """
+        chunks = self._with_final_advantages(batch.waiting)
         batch.waiting.clear()
-        normalize_gradients(self._parameters, batch.denominator)
-        norm = clip_gradients(self._parameters, self._config.learner.max_grad_norm)
+        if has_several_updates(self._config.learner):
+            return self._apply_several(batch, chunks, refuse)
+        for chunk in chunks:
+            self._compute(batch, chunk)
+        return self._take(batch, refuse)
+
+    def _with_final_advantages(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        learner = self._config.learner
+        if learner.loss.advantage_over == "batch":
+            return with_batch_advantages(chunks, learner.loss)
+        if self.critic is not None and learner.critic.whiten:
+            return whitened(chunks, learner.loss, self._mesh)
+        return list(chunks)
+
+    def _apply_several(
+        self,
+        batch: TrainingBatch,
+        chunks: Sequence[Chunk],
+        refuse: Callable[[float, float], str] | None,
+    ) -> StepOutcome:
+        """One update after the other on random parts of the batch."""
+        learner = self._config.learner
+        pack = partial(
+            plan_microbatches,
+            row_tokens=learner.row_tokens,
+            microbatch_tokens=learner.microbatch_tokens,
+            hidden_attention_ratio=self.policy.hidden_attention_ratio,
+        )
+        outcomes: list[StepOutcome] = []
+        for epoch in range(learner.epochs_per_batch):
+            seed = (self._config.run.seed, batch.policy_step, epoch)
+            for part in mini_batches(chunks, learner.updates_per_batch, seed=seed, pack=pack):
+                update = TrainingBatch(batch.policy_step)
+                if epoch == 0:  # every token is looked at once
+                    update.statistics, update.observer = batch.statistics, batch.observer
+                self._count(update, part)
+                self._compute(update, part)
+                outcomes.append(self._take(update, None if outcomes else refuse))
+                if not outcomes[0].is_taken:
+                    return outcomes[0]
+        return merged_outcome(outcomes)
+
+    def _is_frozen(self, policy_step: int) -> bool:
+        """Whether the critic learns alone."""
+        warmup_steps = self._config.learner.critic.warmup_steps
+        return self.critic is not None and policy_step < warmup_steps
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.critic is not None:
+            self.critic.optimizer.zero_grad(set_to_none=True)
+
+    def _clipped_norms(self, batch: TrainingBatch) -> tuple[float, float]:
+        """Gradients turned into means and clipped; norms of policy and critic before that."""
+        policy_norm = critic_norm = 0.0
+        if not self._is_frozen(batch.policy_step):
+            normalize_gradients(self._parameters, batch.denominator)
+            policy_norm = clip_gradients(self._parameters, self._config.learner.max_grad_norm)
+        if self.critic is not None:
+            critic_norm = self.critic.clipped_norm(batch.num_tokens)
+        return policy_norm, critic_norm
+
+    def _take(
+        self, batch: TrainingBatch, refuse: Callable[[float, float], str] | None
+    ) -> StepOutcome:
+        """One optimizer step of policy and critic, or of neither."""
+        norm, critic_norm = self._clipped_norms(batch)
         sums = self._mesh.sum(batch.sums.clone())
         gap = float(self._mesh.max(torch.tensor(batch.on_policy_gap, dtype=torch.float64)))
         named = dict(zip(SUMS, sums.tolist(), strict=True))
         loss = named["loss"] / batch.denominator
         # Norm and sums are the same numbers on every rank, so every rank decides alike.
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepOutcome(finite=finite, loss=loss, grad_norm=norm, sums=named, on_policy_gap=gap)
+        numbers = (loss, norm, named["value_loss"], critic_norm)
+        finite = all(math.isfinite(number) for number in numbers)
+        refusal = refuse(loss, norm) if finite and refuse is not None else ""
+        if finite and not refusal:
+            if not self._is_frozen(batch.policy_step):
+                self.optimizer.step()
+            if self.critic is not None:
+                self.critic.optimizer.step()
+        self._drop_gradients()
+        return StepOutcome(
+            finite=finite,
+            loss=loss,
+            grad_norm=norm,
+            sums=named,
+            on_policy_gap=gap,
+            refusal=refusal,
+        )
 
-    def _forward_backward(self, microbatch: Microbatch) -> tuple[Tensor, float]:
+    def probe(
+        self, batch: TrainingBatch, group_ids: Sequence[int], observer: TokenObserver
+    ) -> StepOutcome:
+        """What those groups alone come to as their part of ``batch``; the weights stay."""
+        self._drop_gradients()
+        wanted = frozenset(group_ids)
+        others = frozenset(batch.group_ids) - wanted
+        needed = [
+            chunk
+            for chunk in batch.chunks
+            if self._waits_for_whole_batch or not wanted.isdisjoint(chunk.layout.group_ids)
+        ]
+        prepared = [self._preparation.prepared(chunk) for chunk in needed]
+        part = TrainingBatch(
+            batch.policy_step,
+            denominator=batch.denominator,
+            num_tokens=batch.num_tokens,
+            observer=observer,
+        )
+        for chunk in self._with_final_advantages(prepared):
+            self._compute(part, replace(chunk, layout=chunk.layout.without(others)))
+        return self._take(part, lambda loss, norm: "it is a probe")
+
+    def _forward_backward(
+        self, batch: TrainingBatch, microbatch: Microbatch, layout: MicrobatchLayout | None
+    ) -> tuple[Tensor, float]:
+        """Sums and largest gap; without a ``layout`` the work is empty and nobody looks at it."""
         temperature = self._config.actor.temperature
         reference_logprobs = microbatch.reference_logprobs
-        if self._reference is not None:
+        if self._reference is not None and not self._preparation.evaluates_reference:
             reference_logprobs = evaluate_policy(self._reference, microbatch, temperature)
-        policy_logprobs, entropy = run_policy(self.policy, microbatch, temperature)
+        is_frozen = self._is_frozen(batch.policy_step)
+        with torch.set_grad_enabled(not is_frozen):
+            policy_logprobs, entropy = run_policy(self.policy, microbatch, temperature)
         terms = policy_objective(
             self._config.learner.loss,
             TokenInputs(
@@ -164,21 +256,42 @@ class Updater:
                 behavior_logprobs=microbatch.behavior_logprobs,
                 advantages=microbatch.advantages,
                 lengths=microbatch.lengths,
-                lags=microbatch.lags,
+                lags=microbatch.token_lags,
+                proximal_logprobs=microbatch.proximal_logprobs,
                 reference_logprobs=reference_logprobs,
                 entropy=entropy,
             ),
         )
         loss = -(terms.objective * microbatch.weights).sum()
-        loss.backward()
-        behavior_kl = k3_kl(microbatch.behavior_logprobs, policy_logprobs.detach())
+        if layout is not None:
+            self._show(
+                batch,
+                TokenView(
+                    layout=layout,
+                    microbatch=microbatch,
+                    policy_logprobs=policy_logprobs,
+                    entropy=entropy,
+                    reference_logprobs=reference_logprobs,
+                    terms=terms,
+                    denominator=batch.denominator,
+                ),
+            )
+        if is_frozen:
+            free_gathered(self.policy)
+        else:
+            loss.backward()
+        # the distance to the sampler is that of the policy before the first of several updates
+        unmoved = microbatch.proximal_logprobs
+        if unmoved is None:
+            unmoved = policy_logprobs.detach()
+        behavior_kl = k3_kl(microbatch.behavior_logprobs, unmoved)
         on_policy = microbatch.lags == 0
-        gap = (policy_logprobs.detach() - microbatch.behavior_logprobs).abs() * on_policy
+        gap = (unmoved - microbatch.behavior_logprobs).abs() * on_policy
         sums = _sums(
             (
                 loss.detach(),
                 torch.ones_like(behavior_kl),
-                terms.behavior_ratio,
+                importance_ratio(unmoved, microbatch.behavior_logprobs),
                 terms.clipped,
                 terms.capped,
                 behavior_kl,
@@ -186,35 +299,27 @@ class Updater:
                 on_policy,
                 behavior_kl * on_policy,
                 *_kl_and_tokens(terms),
+                *self._critic_sums(microbatch),
             )
         )
         return sums, float(gap.max())
 
+    def _critic_sums(self, microbatch: Microbatch) -> tuple[Tensor, ...]:
+        """Forward and backward of the critic, if there is one."""
+        if self.critic is None:
+            return no_critic_sums(microbatch.advantages)
+        return self.critic.forward_backward(microbatch)
 
-def with_batch_advantages(chunks: Sequence[Chunk], settings: LossConfig) -> list[Chunk]:
-    """``chunks`` with the advantages of all their rollouts normalised together.
-
-    Every rank knows every planned rollout, so all arrive at the same numbers.
-    """
-    planned = {
-        rollout_id: rollout.advantage
-        for chunk in chunks
-        for rollout_id, rollout in chunk.rollouts.items()
-        if rollout_id.group_id in chunk.layout.group_ids
-    }
-    values = batch_advantages(list(planned.values()), settings)
-    advantages = dict(zip(planned, values.tolist(), strict=True))
-    return [
-        replace(
-            chunk,
-            documents={
-                rollout_id: replace(document, advantage=advantages[rollout_id])
-                for rollout_id, document in chunk.documents.items()
-                if rollout_id in advantages
-            },
+    def _show(self, batch: TrainingBatch, view: TokenView) -> None:
+        loss = self._config.learner.loss
+        in_loss = loss.kl_in == "loss"
+        batch.statistics.observe(
+            view,
+            kl_coefficient=loss.kl_coefficient if in_loss else 0.0,
+            entropy_coefficient=loss.entropy_coefficient,
         )
-        for chunk in chunks
-    ]
+        if batch.observer is not None:
+            batch.observer(view)
 
 
 def _kl_and_tokens(terms: ObjectiveTerms) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from common.weight_layout import Canary, WeightManifest, plan_buckets
 from learner.mesh import COLLECTIVE_TIMEOUT_S, Mesh
 from learner.weight_sender import BrokerChannel, WeightSender
 from learner.weight_snapshot import (
-    NamedWeights,
+    PublishedWeights,
     Snapshot,
     SnapshotBuffer,
     bucket_positions,
@@ -118,7 +118,7 @@ class WeightPublisher:
         self._thread = threading.Thread(target=self._run, name="publish-weights", daemon=True)
         self._thread.start()
 
-    def publish(self, version: WeightVersion, policy: NamedWeights, canary: Canary) -> None:
+    def publish(self, version: WeightVersion, policy: PublishedWeights, canary: Canary) -> None:
         """Copy this rank's weights and return; a collective over all ranks.
 
         Raises what ended the publishing thread, if it has ended.

@@ -57,11 +57,11 @@ class Snapshot:
     taken_at_s: float
 
 
-class NamedWeights(Protocol):
+class PublishedWeights(Protocol):
     """What a snapshot asks of a policy; see :class:`learner.model.PolicyModel`."""
 
-    def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Parameters under their canonical Hugging Face names, tied ones once."""
+    def published_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights under their canonical Hugging Face names, tied ones once."""
         ...
 
 
@@ -91,14 +91,16 @@ class SnapshotBuffer:
     """Host memory for one snapshot, pinned where there is a GPU; reused."""
 
     def __init__(self) -> None:
-        self._shards: list[torch.Tensor] = []
+        self._shards: dict[int, torch.Tensor] = {}
 
-    def fit(self, sizes: Sequence[int], dtype: torch.dtype) -> list[torch.Tensor]:
-        """Flat tensors of these sizes; the same memory as long as the sizes stay the same."""
-        if [shard.numel() for shard in self._shards] != list(sizes):
+    def shard(self, position: int, num_elements: int, dtype: torch.dtype) -> torch.Tensor:
+        """The flat tensor at ``position``; the same memory as long as its size stays the same."""
+        held = self._shards.get(position)
+        if held is None or held.numel() != num_elements:
             pin_memory = torch.cuda.is_available()
-            self._shards = [torch.empty(size, dtype=dtype, pin_memory=pin_memory) for size in sizes]
-        return self._shards
+            held = torch.empty(num_elements, dtype=dtype, pin_memory=pin_memory)
+            self._shards[position] = held
+        return held
 
 
 def row_parts(shape: Sequence[int], num_ranks: int) -> tuple[Part, ...]:
@@ -113,7 +115,7 @@ def row_parts(shape: Sequence[int], num_ranks: int) -> tuple[Part, ...]:
 
 
 def take_snapshot(
-    policy: NamedWeights,
+    policy: PublishedWeights,
     version: WeightVersion,
     canary: Canary,
     *,
@@ -126,19 +128,20 @@ def take_snapshot(
     taken_at_s = time.monotonic()
     if isinstance(policy, FSDPModule):
         policy.reshard()  # what a forward left gathered is not what the optimizer updated
-    named = [(name, parameter.detach()) for name, parameter in policy.named_weights()]
-    layout = tuple(_sharded(name, tensor, dtype, num_ranks) for name, tensor in named)
-    sizes = [item.parts[rank].num_elements for item in layout]
-    shards = buffer.fit(sizes, getattr(torch, dtype))
-    for (_, tensor), shard in zip(named, shards, strict=True):
+    layout, shards = [], []
+    for position, (name, weight) in enumerate(policy.published_weights()):
+        item = _sharded(name, weight, dtype, num_ranks)
+        shard = buffer.shard(position, item.parts[rank].num_elements, getattr(torch, dtype))
         if shard.numel():
-            shard.copy_(_local(tensor).view(-1), non_blocking=True)
+            shard.copy_(_local(weight.detach()).view(-1), non_blocking=True)
+        layout.append(item)
+        shards.append(shard)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return Snapshot(
         version=version,
         canary=canary,
-        layout=layout,
+        layout=tuple(layout),
         shards=tuple(shards),
         taken_at_s=taken_at_s,
     )

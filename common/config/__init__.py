@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from common.config.actor import ActorConfig, WeightsConfig
 from common.config.broker import BrokerConfig, StoresConfig
-from common.config.learner import LearnerConfig, LossConfig, SftConfig
+from common.config.guards import AlarmsConfig, GuardsConfig
+from common.config.learner import CriticConfig, LearnerConfig, LoraConfig, LossConfig, SftConfig
 from common.config.paths import RunPaths
 from common.config.prompts import DEFAULT_PROMPT_SET, PromptsConfig, PromptSetConfig
 from common.config.run import CollectConfig, ModelConfig, RunConfig, SecurityConfig
@@ -18,10 +19,14 @@ from common.config.verifier import MonitorConfig, RewardWeight, VerifierConfig, 
 __all__ = [
     "DEFAULT_PROMPT_SET",
     "ActorConfig",
+    "AlarmsConfig",
     "BrokerConfig",
     "CollectConfig",
     "Config",
+    "CriticConfig",
+    "GuardsConfig",
     "LearnerConfig",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "MonitorConfig",

@@ -38,6 +38,11 @@ class RunPaths:
         return self.root / "learner" / "steps"
 
     @property
+    def recordings(self) -> Path:
+        """What recent steps trained on, one file a step and rank."""
+        return self.root / "learner" / "recordings"
+
+    @property
     def lineage(self) -> Path:
         """Incarnations of the weights and where they forked."""
         return self.root / "learner" / "lineage.json"

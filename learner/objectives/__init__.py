@@ -10,6 +10,7 @@ Read them in this order, each file one idea with its papers and equations:
 6. ``aggregation``: tokens and answers -> one number, as a sum with a denominator that adds up.
 7. ``objective``: the terms put together as the ``[learner.loss]`` section says.
 8. ``critic``: what PPO needs besides: GAE, value loss, token rewards.
+9. ``process``: rewards of single steps -> an advantage a token.
 
 Which paper is which combination of keys: ``docs/objectives.md``.
 """

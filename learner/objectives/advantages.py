@@ -60,44 +60,16 @@ def scaled_advantages(
     return scaled
 
 
-def process_advantages(
-    step_rewards: Sequence[Sequence[float]],
-    step_ends: Sequence[Sequence[int]],
-    lengths: Sequence[int],
-    *,
-    std: StdKind,
-    epsilon: float,
-) -> list[Float64Array]:
-    """Process-supervised GRPO, DeepSeekMath section 4.1.3: an advantage a token, one array [L_i] an
-    output.
-
-    ``step_rewards[i][j]`` is the reward of step j of output i, which ends with the token of index
-    ``step_ends[i][j]``. All step rewards of the group are normalised together; a token's advantage
-    is the sum of those of all steps that end at it or after it. Raises ``ValueError`` where an end
-    lies outside its output or rewards and ends differ in number.
-    """
-    pooled = [reward for output in step_rewards for reward in output]
-    normalized = iter(normalized_advantages(pooled, std=std, epsilon=epsilon))
-    advantages = []
-    for rewards, ends, length in zip(step_rewards, step_ends, lengths, strict=True):
-        if any(not 0 <= end < length for end in ends):
-            raise ValueError(f"steps must end inside an output of {length} tokens, got {ends}")
-        values = np.zeros(length)
-        for end, _ in zip(ends, rewards, strict=True):
-            values[end] += next(normalized)
-        advantages.append(np.cumsum(values[::-1])[::-1].copy())
-    return advantages
-
-
 def planned_advantages(rewards: Sequence[float], settings: LossConfig) -> Float64Array:
     """What a group alone can say of its answers, [G], by ``baseline`` and ``advantage_over``.
 
     Under ``advantage_over = "batch"`` the divisor, and under ``baseline = "batch-mean"`` the
-    baseline too, wait for :func:`batch_advantages`.
+    baseline too, wait for :func:`batch_advantages`. With a critic it is the reward itself: the
+    outcome of the token rewards (``critic``).
     """
     values = np.asarray(rewards, dtype=np.float64)
     std: StdKind = settings.advantage_std if settings.advantage_over == "group" else "none"
-    if settings.baseline == "batch-mean":
+    if settings.baseline in ("batch-mean", "critic"):
         return values
     if settings.baseline == "leave-one-out":
         centred = leave_one_out_advantages(values)

@@ -58,9 +58,9 @@ class TokenInputs:
     lengths: Tensor
     """int64 [S], tokens of each sequence; they add up to T."""
     lags: Tensor | None = None
-    """int64, steps since the token was sampled; only ``proximal = "interpolated"`` asks."""
+    """int64, steps since the token itself was sampled; ``proximal = "interpolated"`` asks."""
     proximal_logprobs: Tensor | None = None
-    """Of the policy at the start of the update; None: it is the policy itself (first update)."""
+    """Of the policy that the batch began with; None: it is the policy itself (first update)."""
     reference_logprobs: Tensor | None = None
     entropy: Tensor | None = None
     """Nats, with a gradient; only an entropy bonus asks."""
@@ -80,6 +80,10 @@ class ObjectiveTerms:
     """1 where the off-policy weight was truncated or masked, or the sequence has diverged."""
     reference_kl: Tensor | None
     """The KL estimate; None without a reference."""
+    ratio: Tensor
+    """pi_theta / pi_prox at ``ratio_level``, what the clip looks at."""
+    weight: Tensor
+    """The off-policy weight w, after its cap."""
 
 
 def policy_objective(settings: LossConfig, tokens: TokenInputs) -> ObjectiveTerms:
@@ -96,8 +100,8 @@ def policy_objective(settings: LossConfig, tokens: TokenInputs) -> ObjectiveTerm
     )
     kl = _reference_kl(settings, tokens)
     advantages = tokens.advantages
-    if kl is not None and settings.kl_in == "reward":
-        penalty = kl_return_to_go(kl, tokens.lengths)
+    if kl is not None and settings.kl_in == "reward" and settings.baseline != "critic":
+        penalty = kl_return_to_go(_rewarded_kl(settings, tokens, kl), tokens.lengths)
         advantages = advantages - settings.kl_coefficient * penalty
     ratio = policy_ratio(policy, proximal, tokens.lengths, level=settings.ratio_level)
     surrogate, clipped = _surrogate(settings, ratio, policy, advantages)
@@ -121,6 +125,8 @@ def policy_objective(settings: LossConfig, tokens: TokenInputs) -> ObjectiveTerm
         clipped=clipped,
         capped=capped,
         reference_kl=None if kl is None else kl.detach(),
+        ratio=ratio.detach(),
+        weight=weight.detach(),
     )
 
 
@@ -153,6 +159,18 @@ def _surrogate(
         value = dual_clipped(value, advantages, dual_clip=settings.dual_clip)
         binds = binds | ((advantages < 0) & (ratio.detach() > settings.dual_clip))
     return value, binds
+
+
+def _rewarded_kl(settings: LossConfig, tokens: TokenInputs, kl: Tensor) -> Tensor:
+    """The KL that the reward has: of the policy that the batch began with, in each of its updates.
+
+    With a critic it is a part of the token rewards, and no longer a matter of the objective.
+    """
+    if tokens.proximal_logprobs is None or tokens.reference_logprobs is None:
+        return kl
+    return kl_estimate(
+        tokens.proximal_logprobs, tokens.reference_logprobs, estimator=settings.kl_estimator
+    )
 
 
 def _reference_kl(settings: LossConfig, tokens: TokenInputs) -> Tensor | None:

@@ -26,7 +26,7 @@ from learner.mesh import learner_mesh
 from learner.model import load_policy
 from learner.reference import load_weights, save_weights
 from learner.run_state import TrainingRun, build_run
-from learner.update import TrainingBatch
+from learner.training_batch import TrainingBatch
 from tests.builders import version
 from tests.unit.learner.small_run import (
     RecordingPublisher,
@@ -75,7 +75,7 @@ def gather(run: TrainingRun) -> TrainingBatch:
 
 def _whole_gradients(run: TrainingRun) -> dict[str, Tensor]:
     found = {}
-    for name, weight in run.policy.named_weights():
+    for name, weight in run.policy.trained_weights():
         assert weight.grad is not None
         gradient = weight.grad
         whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
@@ -95,7 +95,9 @@ def main(root: Path, loss: dict[str, Any]) -> None:
         canary = compute_canary(run.policy, mesh, tolerance=1e-3)
         run.policy_step = broker.policy_step = 1
         run.checkpoint()
-        weights = gather_weights(run.policy, mesh, next(run.policy.parameters()).dtype)
+        weights = gather_weights(
+            run.policy.published_weights(), mesh, next(run.policy.parameters()).dtype
+        )
         digest = run.digest()
         save_weights(process.paths.references, version(1), run.policy, mesh)
         reference = load_policy(Path(config.model.path), mesh, max_length=config.model.max_length)

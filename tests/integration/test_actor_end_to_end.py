@@ -123,19 +123,19 @@ class Learner:
 
         at = version(policy_step)
         self.weights[at] = {
-            name: tensor.detach().clone() for name, tensor in self.policy.named_weights()
+            name: tensor.detach().clone() for name, tensor in self.policy.trained_weights()
         }
         canary = compute_canary(self.policy, self._mesh, tolerance=1e-3)
         self.publisher.publish(at, self.policy, canary)
         random = torch.Generator().manual_seed(policy_step)
         with torch.no_grad():
-            for _, weight in self.policy.named_weights():
+            for _, weight in self.policy.trained_weights():
                 weight.add_(torch.randn(weight.shape, generator=random), alpha=0.02)
 
     @torch.no_grad()
     def logprobs(self, rollout: RolloutHeader, arrays: RolloutArrays) -> npt.NDArray[np.float32]:
         """Log-probabilities under the version that the rollout names."""
-        for name, weight in self.policy.named_weights():
+        for name, weight in self.policy.trained_weights():
             weight.copy_(self.weights[rollout.oldest_version][name])
         completion = torch.from_numpy(arrays.completion_token_ids.astype(np.int64))
         prompt = torch.from_numpy(arrays.prompt_token_ids.astype(np.int64))

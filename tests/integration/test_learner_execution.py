@@ -15,7 +15,7 @@ from tests.unit.learner.small_run import small_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_recomputed_activations_and_narrow_moments_are_exact_on_two_ranks(tmp_path: Path) -> None:
+def test_every_way_to_compute_a_model_changes_nothing_on_two_ranks(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

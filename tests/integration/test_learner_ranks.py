@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from learner.digests import policy_digest
 from learner.model import load_policy
 from learner.reference import load_weights
 from tests.builders import version
+from tests.integration.checkpoint_ranks import CHAIN
 from tests.integration.learner_ranks import CHUNK_SIZES, NUM_GROUPS, gather, run_ranks
 from tests.unit.learner.small_run import (
     ALONE,
@@ -102,7 +106,7 @@ def test_a_checkpoint_of_two_ranks_is_restored_by_one(
     with small_run(small_config(tmp_path / "root")) as run:
         run.restore(1)
         assert run.digest() == _report(roots[2])["digest"]
-        for name, weight in run.policy.named_weights():
+        for name, weight in run.policy.trained_weights():
             assert torch.equal(weight, expected[name]), name
             assert run.optimizer.state[weight]["step"].item() == 1
             assert run.optimizer.state[weight]["exp_avg"].abs().sum().item() > 0
@@ -114,3 +118,25 @@ def test_a_reference_that_two_ranks_wrote_is_read_by_two_and_by_one(roots: dict[
     alone = load_policy(roots[2] / "model", ALONE, max_length=64)
     load_weights(roots[2] / "run/references", version(1), alone)
     assert policy_digest(alone, ALONE) == _report(roots[2])["digest"]
+
+
+def test_a_run_goes_on_with_two_four_and_again_one_rank_to_the_last_bit(tmp_path: Path) -> None:
+    small_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.checkpoint_ranks", str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for place in range(1, len(CHAIN)):
+        saved = load_file(tmp_path / f"saved-{place - 1}.safetensors")
+        restored = load_file(tmp_path / f"restored-{place}.safetensors")
+        assert restored.keys() == saved.keys()
+        for name, tensor in saved.items():
+            assert torch.equal(restored[name], tensor), f"{CHAIN[place]} ranks, {name}"
+    moments = [name for name in saved if ".exp_avg_sq." in name]
+    assert all(saved[name].abs().sum() > 0 for name in moments if "bias" not in name)
+    assert {saved[name].item() for name in saved if ".step." in name} == {3.0}

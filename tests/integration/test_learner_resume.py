@@ -246,9 +246,7 @@ def test_flipped_bits_in_a_checkpoint_are_not_trained_on(tmp_path: Path, model: 
     data = bytearray(tensors.read_bytes())
     data[-5] ^= 1
     tensors.write_bytes(data)
-    with pytest.raises(
-        CheckpointError, match=r"weights have digest .*\(delete .*00000004 to go on"
-    ):
+    with pytest.raises(CheckpointError, match=r"has checksum .*\(delete .*00000004 to go on"):
         _run_once(_config(tmp_path), broker, RecordingPublisher())
 
 
@@ -259,6 +257,36 @@ def test_without_any_checkpoint_left_the_run_is_not_started_anew(
     shutil.rmtree(tmp_path / "run/learner/checkpoints")
     with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
         _run_once(_config(tmp_path), broker, RecordingPublisher())
+
+
+def test_a_broker_that_is_behind_the_checkpoint_is_refused(tmp_path: Path, model: Path) -> None:
+    broker = _kill_at_version(tmp_path, model, 5)  # checkpoint 4
+    broker.policy_step = 3
+    with pytest.raises(
+        CheckpointError,
+        match=r"00000004: it holds 4 steps, but the broker's journal only 3.*restore",
+    ):
+        _run_once(_config(tmp_path), broker, RecordingPublisher())
+
+
+def test_a_broker_of_another_run_is_refused(tmp_path: Path, model: Path) -> None:
+    broker = _kill_at_version(tmp_path, model, 5)
+    broker.run_id = "other"
+    with pytest.raises(CheckpointError, match="it is of run run, the broker's journal of other"):
+        _run_once(_config(tmp_path), broker, RecordingPublisher())
+
+
+def test_a_new_run_from_an_exported_model_starts_at_exactly_its_weights(
+    tmp_path: Path, model: Path
+) -> None:
+    shutil.copytree(model, tmp_path / "old" / "model")
+    old, new = RecordingPublisher(), RecordingPublisher()
+    assert _run_once(_config(tmp_path / "old"), _broker(), old) is Ending.COMPLETED
+    shutil.copytree(tmp_path / "old/run/model", tmp_path / "new" / "model")
+    new.on_publish = _stop_at(1)
+    with pytest.raises(Killed):
+        _run_once(_config(tmp_path / "new"), _broker(), new)
+    assert new.published[builders.version(0)] == old.published[builders.version(NUM_STEPS)]
 
 
 def test_a_stopped_learner_checkpoints_and_a_later_start_goes_on(

@@ -159,6 +159,8 @@ def test_every_step_of_an_answer_has_a_score_in_the_reason(shared: Shared) -> No
     assert head == "min of 3 steps"
     assert judgement.value == pytest.approx(min(values), abs=1e-4)
     assert len(set(values)) == 3
+    assert judgement.step_values == pytest.approx(values, abs=1e-4)
+    assert judgement.step_ends == (3, 7, 13)
 
 
 def test_checks_of_one_job_are_answered_in_its_order(shared: Shared) -> None:

@@ -18,11 +18,13 @@ from tests.unit.deploy.synthetic_run import NUM_STEPS, write_training
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 PLOTS = [
+    "entropy",
     "idle-share",
     "pass-at-1",
     "policy-lag",
     "response-length",
     "reward",
+    "sampler-kl",
     "tokens-per-second",
 ]
 

@@ -125,15 +125,22 @@ def _tokenizer() -> TextTokenizer:
 
 
 def _work(
-    index: int, text: str, *, task: str = "arithmetic", reference: str = '{"gold":"9"}'
+    index: int,
+    text: str,
+    *,
+    task: str = "arithmetic",
+    reference: str = '{"gold":"9"}',
+    prompt_end: str = "=",
 ) -> tuple[RolloutLease, RolloutArrays]:
     token_ids = np.array([*_tokenizer().encode(text), 1], dtype=np.int32)
     arrays = RolloutArrays(
-        np.array([2, 3], dtype=np.int32), token_ids, np.full(len(token_ids), -0.5, np.float32)
+        np.array(_tokenizer().encode(prompt_end), dtype=np.int32),
+        token_ids,
+        np.full(len(token_ids), -0.5, np.float32),
     )
     header = RolloutHeader(
         rollout_id=RolloutId(group_id=7, index=index, attempt=2),
-        num_prompt_tokens=2,
+        num_prompt_tokens=len(arrays.prompt_token_ids),
         num_completion_tokens=len(token_ids),
         finish_reason=FinishReason.STOP,
         temperature=1.0,
@@ -235,6 +242,22 @@ def test_every_leased_rollout_gets_the_verdict_of_its_own_text(tmp_path: Path) -
     assert {(v.rollout_id.attempt, v.verify_attempt) for v in broker.verdicts()} == {(2, 3)}
 
 
+def test_an_answer_inside_of_a_thought_that_the_prompt_opened_is_none(tmp_path: Path) -> None:
+    rest = "7+2=9</think><answer>9</answer>"
+    work = [
+        _work(0, rest, prompt_end="=<think>"),
+        _work(1, "<answer>9</answer>", prompt_end="=<think>"),
+        _work(2, rest, prompt_end="="),
+    ]
+
+    async def scenario(broker: FakeBroker, _: asyncio.Task[None]) -> None:
+        await broker.until(lambda seen: len(seen.verdicts()) == 3)
+
+    broker = _with_worker(work, scenario, tmp_path)
+    rewards = {item.rollout_id.index: item.verdict.reward for item in broker.verdicts()}
+    assert rewards == {0: 2.0, 1: 0.0, 2: 1.0}
+
+
 @pytest.mark.parametrize(
     ("task", "reference"), [("arithmetic", '{"gold":"nine"}'), ("no-such-kind", "{}")]
 )
@@ -260,7 +283,7 @@ def test_a_rollout_whose_arrays_are_impossible_is_returned_with_an_error(tmp_pat
     broker = _with_worker([(lease, arrays)], scenario, tmp_path)
     (returned,) = broker.returned()
     assert returned.lease == Lease(group_id=7, indices=(0,), attempt=3)
-    assert returned.error == "behavior_logprobs must be finite and at most 0"
+    assert "behavior_logprobs must be finite and at most 0" in returned.error
     assert broker.verdicts() == []
 
 

@@ -51,7 +51,7 @@ class Policy(torch.nn.Module):
         self.embed = torch.nn.Parameter(torch.randn(32, 32, generator=random))
         self.norm = torch.nn.Parameter(torch.randn(8, generator=random))
 
-    def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    def published_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self.named_parameters()
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ class Sample:
     behavior: list[list[float]]
     advantages: list[float]
     reference: list[list[float]]
-    lags: list[int]
+    lags: list[list[int]]
     entropy: list[list[float]] = field(default_factory=list)
 
 
@@ -65,6 +65,25 @@ def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: fl
         sum((gamma * lam) ** k * delta for k, delta in enumerate(deltas[t:]))
         for t in range(len(deltas))
     ]
+
+
+def critic_signals(
+    rewards: Sequence[float],
+    values: Sequence[float],
+    *,
+    gamma: float,
+    lam: float,
+    value_lam: float,
+) -> tuple[list[float], list[float]]:
+    """PPO's advantages and what its critic learns: A + V, where A may have a lambda of its own."""
+    targets = gae(rewards, values, gamma, value_lam)
+    return gae(rewards, values, gamma, lam), [a + v for a, v in zip(targets, values, strict=True)]
+
+
+def value_loss(value: float, old: float, target: float, clip: float) -> float:
+    """PPO's clipped value loss of one token."""
+    near = min(max(value, old - clip), old + clip) if clip else value
+    return max((value - target) ** 2, (near - target) ** 2) / 2
 
 
 def token_ratio(policy: Sequence[float], base: Sequence[float], level: str, t: int) -> float:
@@ -124,13 +143,18 @@ def kl(kind: str, logprob: float, reference: float) -> float:
     return ratio - 1.0 - math.log(ratio)
 
 
-def proximal(kind: str, held: Sequence[float], behavior: Sequence[float], lag: int) -> list[float]:
-    """log pi_prox: the policy as it was, the sampler, or A-3PO's interpolation."""
+def proximal(
+    kind: str, held: Sequence[float], behavior: Sequence[float], lags: Sequence[int]
+) -> list[float]:
+    """log pi_prox: the policy as it was, the sampler, or A-3PO's interpolation by a token's lag."""
     if kind == "behavior":
         return list(behavior)
-    if kind == "policy" or lag == 0:
+    if kind == "policy":
         return list(held)
-    return [b / lag + (1 - 1 / lag) * p for p, b in zip(held, behavior, strict=True)]
+    return [
+        b / lag + (1 - 1 / lag) * p if lag else p
+        for p, b, lag in zip(held, behavior, lags, strict=True)
+    ]
 
 
 def token_values(
@@ -153,7 +177,7 @@ def token_values(
         row = []
         for t, logprob in enumerate(policy):
             advantage = sample.advantages[i]
-            if s["kl_in"] == "reward":
+            if s["kl_in"] == "reward" and s["baseline"] != "critic":
                 for later in range(t, len(policy)):
                     advantage -= beta * kl(str(s["kl_estimator"]), held[i][later], reference[later])
             level = str(s["ratio_level"])

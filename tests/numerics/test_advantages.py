@@ -17,7 +17,6 @@ from learner.objectives.advantages import (
     leave_one_out_advantages,
     normalized_advantages,
     planned_advantages,
-    process_advantages,
 )
 from tests.numerics import reference_grpo, reference_objectives
 
@@ -177,50 +176,6 @@ def test_the_mean_leave_one_out_estimate_is_the_gradient_of_the_expected_reward(
             estimates[name] += chance * float(np.mean(values * score))
     assert estimates["loo"] == pytest.approx(p * (1 - p))
     assert estimates["mean"] == pytest.approx(p * (1 - p) * (size - 1) / size)
-
-
-def test_process_supervision_gives_the_worked_example() -> None:
-    first, second = process_advantages(
-        [[1, 0], [1, 1, 0]], [[0, 1], [0, 1, 2]], [2, 3], std="population", epsilon=0.0
-    )
-    assert first == pytest.approx([-0.408248, -1.224745], abs=5e-7)
-    assert second == pytest.approx([0.408248, -0.408248, -1.224745], abs=5e-7)
-
-
-def test_a_token_gets_all_steps_that_end_at_it_or_later() -> None:
-    (found,) = process_advantages([[1, 0]], [[1, 3]], [5], std="population", epsilon=0.0)
-    assert found.tolist() == [0.0, 0.0, -1.0, -1.0, 0.0]
-    assert found.tolist() == reference_objectives.process([[1, 0]], [[1, 3]], [5])[0]
-
-
-@given(_REWARDS, _STDS)
-def test_one_step_an_output_is_outcome_supervision(rewards: list[int], std: StdKind) -> None:
-    lengths = [1 + index % 3 for index in range(len(rewards))]
-    ends = [[length - 1] for length in lengths]
-    found = process_advantages([[r] for r in rewards], ends, lengths, std=std, epsilon=1e-6)
-    outcome = normalized_advantages(rewards, std=std, epsilon=1e-6)
-    for values, advantage, length in zip(found, outcome, lengths, strict=True):
-        assert values == pytest.approx([advantage] * length)
-
-
-@given(st.data())
-def test_process_advantages_equal_the_papers_loops(data: st.DataObject) -> None:
-    lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
-    ends = [
-        sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1))) for length in lengths
-    ]
-    steps = [
-        data.draw(st.lists(st.integers(-3, 3), min_size=len(e), max_size=len(e))) for e in ends
-    ]
-    found = process_advantages(steps, ends, lengths, std="population", epsilon=0.0)
-    expected = reference_objectives.process(steps, ends, lengths)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-9)
-
-
-def test_a_step_that_ends_outside_its_output_is_refused() -> None:
-    with pytest.raises(ValueError, match="inside an output of 2 tokens"):
-        process_advantages([[1.0]], [[2]], [2], std="none", epsilon=0.0)
 
 
 @pytest.mark.parametrize("std", ["population", "sample", "none"])

@@ -17,7 +17,7 @@ from learner.group_source import Chunk
 from learner.model import load_policy
 from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun
-from learner.update import StepOutcome, TrainingBatch
+from learner.training_batch import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (
@@ -76,7 +76,7 @@ def _step(
         batch = _gather(run)
         gradients = {
             name: weight.grad.clone()
-            for name, weight in run.policy.named_weights()
+            for name, weight in run.policy.trained_weights()
             if weight.grad is not None
         }
         return broker, gradients, run.apply(batch), batch.denominator
@@ -125,7 +125,7 @@ def test_gradient_loss_and_counts_are_those_of_the_trained_tokens_alone(
     assert denominator == expected_denominator[aggregation]
     loss = -reference_grpo.aggregate(values, aggregation, MAX_TOKENS)
     assert outcome.loss == pytest.approx(loss, rel=1e-4, abs=1e-6)
-    for name, weight_tensor in policy.named_weights():
+    for name, weight_tensor in policy.trained_weights():
         expected = weight_tensor.grad
         assert expected is not None
         scale = expected.abs().max().item()
@@ -152,7 +152,7 @@ def test_what_a_masked_token_was_sampled_with_cannot_reach_the_gradient(tmp_path
             _gather(run)
             return {
                 name: weight.grad.clone()
-                for name, weight in run.policy.named_weights()
+                for name, weight in run.policy.trained_weights()
                 if weight.grad is not None
             }
 

@@ -69,7 +69,7 @@ def random_sample(seed: int, num_sequences: int = 7, spread: float = 0.8) -> Sam
         behavior=[row.tolist() for row in behavior],
         advantages=random.normal(size=num_sequences).tolist(),
         reference=[(row + random.uniform(-1, 1, len(row))).tolist() for row in policy],
-        lags=random.integers(0, 4, num_sequences).tolist(),
+        lags=[random.integers(0, 4, n).tolist() for n in lengths],
         entropy=[random.uniform(0, 2, n).tolist() for n in lengths],
     )
 
@@ -86,7 +86,7 @@ def tensors(sample: Sample, policy: Tensor | None = None) -> TokenInputs:
         behavior_logprobs=_flat(sample.behavior),
         advantages=torch.tensor(sample.advantages, dtype=torch.float64).repeat_interleave(lengths),
         lengths=lengths,
-        lags=torch.tensor(sample.lags).repeat_interleave(lengths),
+        lags=torch.tensor([lag for row in sample.lags for lag in row]),
         reference_logprobs=_flat(sample.reference),
         entropy=_flat(sample.entropy),
     )
@@ -174,7 +174,7 @@ def test_on_the_policys_own_samples_every_objective_is_the_plain_policy_gradient
     settings = LossConfig(**OBJECTIVES[name] | {"kl_coefficient": 0.0, "entropy_coefficient": 0.0})
     sample = random_sample(6)
     sample.behavior = [list(row) for row in sample.policy]
-    sample.lags = [0] * len(sample.lags)
+    sample.lags = [[0] * len(row) for row in sample.lags]
     terms, gradient = _objective(settings, sample)
     assert terms.behavior_ratio.tolist() == [1.0] * len(gradient)
     assert not terms.clipped.any()
@@ -210,14 +210,14 @@ def test_dr_grpos_gradient_does_not_depend_on_the_length_of_an_answer() -> None:
         behavior=[[-1.0], [-1.0] * 9],
         advantages=[0.5, 0.5],
         reference=[[-1.0], [-1.0] * 9],
-        lags=[0, 0],
+        lags=[[0], [0] * 9],
     )
     _, gradient = _objective(settings, dataclasses.replace(sample, entropy=sample.policy))
     assert gradient == [0.5] * 10
 
 
 def test_a_recomputed_proximal_policy_makes_the_decoupled_objective() -> None:
-    sample = Sample([[-0.9]], [[-1.0]], [1.0], [[-1.0]], [1], [[0.0]])
+    sample = Sample([[-0.9]], [[-1.0]], [1.0], [[-1.0]], [[1]], [[0.0]])
     policy = _flat(sample.policy).requires_grad_()
     inputs = dataclasses.replace(
         tensors(sample, policy), proximal_logprobs=torch.tensor([-1.2], dtype=torch.float64)
@@ -226,6 +226,36 @@ def test_a_recomputed_proximal_policy_makes_the_decoupled_objective() -> None:
     expected = float(np.exp(-0.2) * np.exp(0.3))
     assert terms.objective.item() == pytest.approx(expected)
     assert torch.autograd.grad(terms.objective.sum(), policy)[0].item() == pytest.approx(expected)
+
+
+def test_each_token_of_a_continued_answer_is_anchored_by_its_own_lag() -> None:
+    """Lag 3 takes a third of the way to the sampler, lag 1 all of it, lag 0 none."""
+    sample = Sample([[-1.0] * 3], [[-1.6] * 3], [1.0], [[-1.0] * 3], [[3, 1, 0]])
+    terms = policy_objective(
+        LossConfig(proximal="interpolated", correction="none", clip_high=5.0),
+        tensors(dataclasses.replace(sample, entropy=[[0.0] * 3])),
+    )
+    assert terms.objective.tolist() == pytest.approx([np.exp(0.2), np.exp(0.6), 1.0])
+
+
+def test_the_kl_in_the_reward_stays_that_of_the_policy_before_the_first_update() -> None:
+    """In a later update the policy has moved; what was rewarded has not."""
+    settings = LossConfig(kl_in="reward", kl_estimator="k1", kl_coefficient=0.5, clip_high=9.0)
+    sample = Sample([[-0.5, -0.5]], [[-1.0, -1.0]], [1.0], [[-1.4, -1.2]], [[0, 0]], [[0.0, 0.0]])
+    before = torch.tensor([-1.0, -1.0], dtype=torch.float64)
+    inputs = dataclasses.replace(tensors(sample), proximal_logprobs=before)
+    terms = policy_objective(settings, inputs)
+    rewarded = [1.0 - 0.5 * (0.4 + 0.2), 1.0 - 0.5 * 0.2]
+    assert terms.objective.tolist() == pytest.approx([np.exp(0.5) * a for a in rewarded])
+
+
+def test_a_critic_has_taken_the_kl_off_already() -> None:
+    inputs = tensors(random_sample(3))
+    with_kl = LossConfig(baseline="critic", kl_in="reward", kl_coefficient=0.5)
+    terms = policy_objective(with_kl, inputs)
+    plain = policy_objective(LossConfig(), inputs)
+    assert torch.equal(terms.objective, plain.objective)
+    assert terms.reference_kl is not None
 
 
 def test_interpolation_without_lags_is_an_error_of_the_caller() -> None:

@@ -7,11 +7,12 @@ import math
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.balance import imbalance, sequence_cost, split_evenly
+from common.balance import _swap_in_pairs, imbalance, sequence_cost, split_evenly
 
 _ATTENTION_RATIO = 28 * 1024 / 6e8
 """Layers times width over parameters of a model of 0.6 billion."""
@@ -60,6 +61,31 @@ def test_small_problems_are_close_to_the_best_division(costs: list[int], num_par
     assert peak <= 1.2 * _smallest_peak(costs, num_parts)
 
 
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(2, 9))
+def test_no_move_or_swap_relieves_the_fullest_part_where_it_is_not_nearly_the_mean(
+    costs: list[int], num_parts: int
+) -> None:
+    parts = split_evenly(costs, num_parts)
+    sums = [sum(costs[item] for item in part) for part in parts]
+    fullest = max(range(num_parts), key=sums.__getitem__)
+    if sums[fullest] <= 1.005 * max(max(costs), sum(costs) / num_parts):
+        return
+    for number, part in enumerate(parts):
+        if number != fullest:
+            for given_up in parts[fullest]:
+                for returned in (0, *(costs[item] for item in part)):
+                    shift = costs[given_up] - returned
+                    assert max(sums[fullest] - shift, sums[number] + shift) >= sums[fullest]
+
+
+def test_full_and_empty_parts_even_out_in_pairs() -> None:
+    """15 and 5 become 9 and 11 by a swap of 9 and 3; 11 and 7 become 8 and 10 by a move of 3."""
+    padded = np.array([9.0, 6.0, 3.0, 2.0, 8.0, 3.0, 4.0, 3.0, 0.0])
+    items = np.array([[0, 1, 8], [2, 3, 8], [4, 5, 8], [6, 7, 8]])
+    assert _swap_in_pairs(items, padded, padded[items].sum(axis=1))
+    assert sorted(padded[items].sum(axis=1)) == [8.0, 9.0, 10.0, 11.0]
+
+
 @pytest.mark.parametrize("sigma", [0.5, 0.8, 1.2])
 @pytest.mark.parametrize("seed", range(5))
 def test_512_rollouts_of_any_spread_load_64_ranks_within_two_per_cent_of_the_bound(
@@ -78,6 +104,12 @@ def test_swaps_find_what_taking_the_longest_first_misses(
 ) -> None:
     parts = split_evenly(costs, num_parts)
     assert [sum(costs[item] for item in part) for part in parts] == [best] * num_parts
+
+
+def test_the_fullest_part_may_be_relieved_by_another_than_the_emptiest() -> None:
+    """11 + 3 + 5 + 6 + 6 + 4 in three parts: pairs of fullest and emptiest end at 13."""
+    costs = [11, 5, 6, 3, 4, 6]
+    assert max(sum(costs[item] for item in part) for part in split_evenly(costs, 3)) == 12
 
 
 def test_attention_makes_one_long_sequence_cost_more_than_its_tokens_cut_short() -> None:

@@ -119,6 +119,18 @@ PUBLISHED: dict[str, dict[str, object]] = {
         "learner.loss.kl_in": "loss",
         "learner.loss.kl_estimator": "k2",
     },
+    "ppo": {
+        "learner.learning_rate": 1e-6,
+        "learner.critic.learning_rate": 1e-5,
+        "learner.critic.gae_lambda": 1.0,
+        "learner.loss.baseline": "critic",
+        "learner.loss.kl_coefficient": 0.001,
+        "learner.loss.kl_in": "reward",
+        "learner.groups_per_step": 256,
+        "learner.group_size": 1,
+        "learner.updates_per_batch": 4,
+        "actor.max_tokens": 1024,
+    },
 }
 
 

@@ -97,7 +97,7 @@ _ACCURACY = _term(name='"accuracy"')
         (
             _ACCURACY + _term(name='"format"', options='{template = "r2"}'),
             "verifier.rewards: format: Invalid enum value 'r2' - at `$.template` "
-            "(its options: template, opened, token)",
+            "(its options: template, token)",
         ),
         (
             _ACCURACY + _term(name='"overlong"', options="{max_tokens = 9}"),

@@ -24,6 +24,8 @@ from common.messages import (
     EvictGroups,
     FetchReferences,
     FetchRollouts,
+    GetStatus,
+    GroupCounts,
     Groups,
     PullGroups,
     References,
@@ -31,6 +33,7 @@ from common.messages import (
     ResumeLearner,
     Rollouts,
     SetReference,
+    Status,
 )
 from common.types import (
     FinishReason,
@@ -120,6 +123,7 @@ class FakeBroker:
     versions: dict[int, WeightVersion] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     ended: bool = False
+    run_id: str = "run"
     reference_version: WeightVersion | None = None
     """As the learner said last."""
     references: dict[int, WeightVersion] = field(default_factory=dict)
@@ -226,6 +230,18 @@ class FakeBroker:
         self.handed_over = [item for item in self.handed_over if item not in message.group_ids]
         self.evicted |= dict.fromkeys(message.group_ids, message.reason.value)
         return Ack()
+
+    def on_GetStatus(self, message: GetStatus) -> AnyMessage:
+        """How far the journal has come."""
+        return Status(
+            run_id=self.run_id,
+            groups=GroupCounts(),
+            evicted=(),
+            policy_step=self.policy_step,
+            incarnation=self.incarnation,
+            newest_version=None,
+            waiting=(),
+        )
 
     def on_EndRun(self, message: EndRun) -> AnyMessage:
         """The run is over."""

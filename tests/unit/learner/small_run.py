@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,6 +100,9 @@ def small_process(config: Config) -> Iterator[Process]:
         yield process
     finally:
         process.close()
+        for thread in threading.enumerate():  # it would die with a process of its own
+            if thread.name == "checkpoint":
+                thread.join()
 
 
 @contextmanager
@@ -112,4 +116,4 @@ def small_run(config: Config, broker: FakeBroker | None = None) -> Iterator[Trai
 
 def weights_of(policy: PolicyModel) -> dict[str, Tensor]:
     """A copy of all weights."""
-    return {name: weight.detach().clone() for name, weight in policy.named_weights()}
+    return {name: weight.detach().clone() for name, weight in policy.trained_weights()}

@@ -81,7 +81,7 @@ def test_values_and_gradients_are_the_same_bits_as_without(
     def values_and_gradients(policy: PolicyModel) -> list[Tensor]:
         logprobs, entropy = run_policy(policy, _microbatch(), 0.7)
         (logprobs * torch.linspace(-1, 1, len(logprobs)) + entropy).sum().backward()
-        gradients = [weight.grad for _, weight in policy.named_weights()]
+        gradients = [weight.grad for _, weight in policy.trained_weights()]
         assert all(gradient is not None for gradient in gradients)
         return [logprobs, *(gradient for gradient in gradients if gradient is not None)]
 
@@ -127,8 +127,8 @@ def test_a_full_layer_keeps_a_fraction_of_the_bytes(directory: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_names_and_evaluation_are_untouched(directory: Path, mode: str) -> None:
     plain, policy = _policy(directory, "none"), _policy(directory, mode)
-    assert [name for name, _ in policy.named_weights()] == [
-        name for name, _ in plain.named_weights()
+    assert [name for name, _ in policy.trained_weights()] == [
+        name for name, _ in plain.trained_weights()
     ]
     microbatch = _microbatch()
     assert torch.equal(

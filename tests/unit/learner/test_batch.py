@@ -55,9 +55,9 @@ def test_no_place_looks_forward_or_into_another_document() -> None:
     ]
 
 
-def test_rows_of_one_document_need_no_mask() -> None:
-    assert pack([[_document([1], [2])], [_document([1], [2])]], 4).attention_mask is None
-    assert pack([[_document([1], [2]), _document([1], [2])]], 4).attention_mask is not None
+def test_borders_say_where_documents_begin_and_padding_counts_to_the_last() -> None:
+    rows = [[_document([3, 4], [5, 6]), _document([7], [8])], [_document([9, 9, 9], [1])]]
+    assert pack(rows, row_length=7).borders.tolist() == [0, 4, 7, 14]
 
 
 def test_a_row_that_overflows_is_refused() -> None:

@@ -15,9 +15,9 @@ from tests.unit.learner.small_run import ALONE, small_model
 
 def test_every_weight_has_the_digest_of_its_tensor(tmp_path: Path) -> None:
     policy = load_policy(small_model(tmp_path / "model"), ALONE, max_length=64)
-    digests = weight_digests(policy, ALONE)
-    narrow = weight_digests(policy, ALONE, dtype=torch.bfloat16)
-    for name, weight in policy.named_weights():
+    digests = weight_digests(policy.published_weights(), ALONE)
+    narrow = weight_digests(policy.published_weights(), ALONE, dtype=torch.bfloat16)
+    for name, weight in policy.trained_weights():
         assert digests[name] == tensor_digest(weight.detach())
         assert narrow[name] == tensor_digest(weight.detach().bfloat16())
 
@@ -25,7 +25,7 @@ def test_every_weight_has_the_digest_of_its_tensor(tmp_path: Path) -> None:
 def test_one_changed_bit_changes_the_digest_of_the_policy(tmp_path: Path) -> None:
     policy = load_policy(small_model(tmp_path / "model"), ALONE, max_length=64)
     before = policy_digest(policy, ALONE)
-    last = [weight for _, weight in policy.named_weights()][-1]
+    last = [weight for _, weight in policy.trained_weights()][-1]
     with torch.no_grad():
         last.view(-1)[-1:].view(torch.int32).bitwise_xor_(torch.tensor(1, dtype=torch.int32))
     assert policy_digest(policy, ALONE) != before

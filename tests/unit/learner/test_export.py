@@ -25,7 +25,7 @@ def test_transformers_loads_the_trained_weights(tmp_path: Path) -> None:
         output = tmp_path / "out"
         export_model(run.policy, ALONE, source=tmp_path / "model", output=output)
         loaded = AutoModelForCausalLM.from_pretrained(output)
-        for name, weight in run.policy.named_weights():
+        for name, weight in run.policy.trained_weights():
             assert torch.equal(loaded.get_parameter(name), weight), name
     tokenizer = AutoTokenizer.from_pretrained(output)
     assert tokenizer.decode(tokenizer.encode("1+2=")) == "1+2="
@@ -43,7 +43,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     )
     source = build_tiny_model(tmp_path / "tied", [TEXT], shape, seed=0)
     policy = load_policy(source, ALONE, max_length=64)
-    assert "lm_head.weight" not in dict(policy.named_weights())
+    assert "lm_head.weight" not in dict(policy.trained_weights())
     export_model(policy, ALONE, source=source, output=tmp_path / "out")
     again = load_policy(tmp_path / "out", ALONE, max_length=64)
     embedding = again.causal_lm.get_input_embeddings().weight

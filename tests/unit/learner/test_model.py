@@ -23,7 +23,8 @@ def policy(tmp_path: Path) -> PolicyModel:
     return load_policy(small_model(tmp_path / "model"), ALONE, max_length=64)
 
 
-def _documents(count: int = 7) -> list[Document]:
+def random_documents(count: int = 7) -> list[Document]:
+    """Of one to fifteen tokens."""
     random = np.random.default_rng(3)
     return [
         Document(
@@ -35,7 +36,8 @@ def _documents(count: int = 7) -> list[Document]:
     ]
 
 
-def _plain_logprobs(policy: PolicyModel, document: Document, temperature: float) -> Tensor:
+def plain_logprobs(policy: PolicyModel, document: Document, temperature: float) -> Tensor:
+    """Of the completion, from all logits of a forward of this document alone."""
     ids = np.concatenate([document.prompt_token_ids, document.completion_token_ids])
     logits = policy.causal_lm(input_ids=torch.from_numpy(ids)[None]).logits[0] / temperature
     table = torch.log_softmax(logits, dim=-1)
@@ -44,7 +46,7 @@ def _plain_logprobs(policy: PolicyModel, document: Document, temperature: float)
 
 
 def _gradients(policy: PolicyModel) -> dict[str, Tensor]:
-    found = {name: weight.grad for name, weight in policy.named_weights()}
+    found = {name: weight.grad for name, weight in policy.trained_weights()}
     policy.zero_grad()
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 
@@ -53,7 +55,7 @@ def _gradients(policy: PolicyModel) -> dict[str, Tensor]:
 def test_packed_log_probabilities_and_gradients_equal_those_of_single_documents(
     policy: PolicyModel, temperature: float
 ) -> None:
-    documents = _documents()
+    documents = random_documents()
     rows = [documents[:3], documents[3:4], documents[4:]]
     length = max(sum(document.length for document in row) for row in rows)
     packed, _ = run_policy(policy, pack(rows, length), temperature)
@@ -61,7 +63,7 @@ def test_packed_log_probabilities_and_gradients_equal_those_of_single_documents(
     (packed * upstream).sum().backward()
     packed_gradients = _gradients(policy)
 
-    single = torch.cat([_plain_logprobs(policy, item, temperature) for item in documents])
+    single = torch.cat([plain_logprobs(policy, item, temperature) for item in documents])
     (single * upstream).sum().backward()
     torch.testing.assert_close(packed, single, atol=2e-6, rtol=1e-6)
     for name, expected in _gradients(policy).items():
@@ -69,7 +71,7 @@ def test_packed_log_probabilities_and_gradients_equal_those_of_single_documents(
 
 
 def test_a_neighbour_in_the_row_changes_nothing(policy: PolicyModel) -> None:
-    first, second, other = _documents(3)
+    first, second, other = random_documents(3)
     length = first.length + max(second.length, other.length)
     beside, _ = run_policy(policy, pack([[first, second]], length), 1.0)
     beside_other, _ = run_policy(policy, pack([[first, other]], length), 1.0)
@@ -78,7 +80,7 @@ def test_a_neighbour_in_the_row_changes_nothing(policy: PolicyModel) -> None:
 
 
 def test_padding_changes_nothing(policy: PolicyModel) -> None:
-    (document,) = _documents(1)
+    (document,) = random_documents(1)
     tight, _ = run_policy(policy, pack([[document]], document.length), 1.0)
     loose, _ = run_policy(policy, pack([[document]], document.length + 9), 1.0)
     torch.testing.assert_close(tight, loose, atol=1e-6, rtol=0)
@@ -94,12 +96,12 @@ def test_the_canary_holds_plain_log_probabilities_at_temperature_one(policy: Pol
             completion_token_ids=row[1:],
             behavior_logprobs=np.zeros(1, dtype=np.float32),
         )
-        expected = _plain_logprobs(policy, document, 1.0).tolist()
+        expected = plain_logprobs(policy, document, 1.0).tolist()
         assert list(logprobs) == pytest.approx(expected, abs=1e-5)
 
 
 def test_weights_have_their_hugging_face_names(policy: PolicyModel) -> None:
-    names = [name for name, _ in policy.named_weights()]
+    names = [name for name, _ in policy.trained_weights()]
     assert "model.layers.1.self_attn.q_proj.weight" in names
     assert "lm_head.weight" in names
     assert len(names) == len(set(names))
@@ -155,5 +157,5 @@ def test_a_damaged_weight_file_is_refused(tmp_path: Path) -> None:
 def test_attention_is_priced_by_layers_times_width_over_parameters(policy: PolicyModel) -> None:
     config = policy.causal_lm.config.get_text_config()
     assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
-    parameters = sum(weight.numel() for _, weight in policy.named_weights())
+    parameters = sum(weight.numel() for _, weight in policy.trained_weights())
     assert policy.attention_ratio == pytest.approx(2 * 32 / parameters)

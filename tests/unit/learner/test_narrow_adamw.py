@@ -127,7 +127,7 @@ def test_a_resumed_run_with_narrow_moments_goes_on_with_the_same_bits(tmp_path: 
     with small_run(config, small_broker(next_group=4, policy_step=2)) as run:
         run.restore(2)
         take_step(run)
-        for name, weight in run.policy.named_weights():
+        for name, weight in run.policy.trained_weights():
             assert torch.equal(weight, whole[name]), name
             assert run.optimizer.state[weight]["exp_avg_sq"].dtype is torch.bfloat16
 
@@ -137,9 +137,9 @@ def test_a_run_may_go_on_with_narrower_moments(tmp_path: Path) -> None:
         take_step(run)
         wide = {
             name: run.optimizer.state[weight]["exp_avg_sq"].clone()
-            for name, weight in run.policy.named_weights()
+            for name, weight in run.policy.trained_weights()
         }
     with small_run(small_config(tmp_path, optimizer_dtype="bfloat16")) as run:
         run.restore(1)
-        for name, weight in run.policy.named_weights():
+        for name, weight in run.policy.trained_weights():
             assert torch.equal(run.optimizer.state[weight]["exp_avg_sq"], wide[name].bfloat16())

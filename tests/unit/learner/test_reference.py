@@ -19,7 +19,7 @@ from common.messages import AnyMessage, FetchReferences, References, SetReferenc
 from common.torch.weight_files import published_versions
 from common.types import INITIAL_VERSION, ReferenceHeader, WeightVersion
 from learner.group_source import Chunk
-from learner.model import load_policy
+from learner.model import PolicyModel, load_policy
 from learner.reference import load_weights
 from learner.run_state import TrainingRun
 from learner.step_record import read_step_record, record_path
@@ -58,7 +58,7 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 def _reference_weights(run: TrainingRun) -> dict[str, torch.Tensor]:
     assert run.reference is not None
-    assert run.reference.model is not None
+    assert isinstance(run.reference.model, PolicyModel)
     return weights_of(run.reference.model)
 
 
@@ -90,7 +90,7 @@ def test_the_reference_is_where_the_kl_gradient_vanishes(tmp_path: Path) -> None
     broker = small_broker(reward=lambda *_: 1.0)
     with small_run(_config(tmp_path, learning_rate=1e-2), broker) as run:
         with torch.no_grad():
-            for _, weight in run.policy.named_weights():
+            for _, weight in run.policy.trained_weights():
                 weight.mul_(1.05)
         norms = []
         for _ in range(3):
@@ -153,6 +153,7 @@ def test_references_go_when_no_checkpoint_needs_them(tmp_path: Path) -> None:
     with small_run(config) as run:
         for _ in range(6):
             take_step(run)
+            run.settle_checkpoint()
             root = run.process.paths.references
             found.append([str(item) for item in published_versions(root)])
     assert found == [[], ["0.2"], ["0.2"], ["0.2", "0.4"], ["0.4"], ["0.4", "0.6"]]

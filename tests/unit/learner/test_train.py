@@ -31,7 +31,7 @@ def _poisoned(*group_ids: int) -> FakeBroker:
     return FakeBroker(random_rollout(VOCAB_SIZE), GROUP_SIZE, reward=reward)
 
 
-def test_a_batch_that_is_not_finite_is_evicted_and_replaced_in_the_same_step(
+def test_a_group_that_is_not_finite_is_evicted_and_replaced_and_its_sibling_is_kept(
     tmp_path: Path,
 ) -> None:
     broker = _poisoned(1)
@@ -40,9 +40,9 @@ def test_a_batch_that_is_not_finite_is_evicted_and_replaced_in_the_same_step(
         record = read_step_record(record_path(run.process.paths.step_records, 0, 0))
         assert run.policy_step == 1
         assert all(torch.isfinite(weight).all() for weight in weights_of(run.policy).values())
-    assert broker.evicted == {0: "nonfinite", 1: "nonfinite"}
-    assert broker.stepped == {0: (2, 3)}
-    assert record.group_ids == (2, 3)
+    assert broker.evicted == {1: "nonfinite"}
+    assert broker.stepped == {0: (0, 2)}
+    assert record.group_ids == (0, 2)
 
 
 def test_three_such_batches_in_a_row_stop_the_run(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from learner.layout import ChunkLayout
 from learner.model import load_policy, run_policy
 from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun
-from learner.update import StepOutcome, TrainingBatch
+from learner.training_batch import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (
@@ -74,7 +74,7 @@ def _plain_step(
 ) -> dict[str, Tensor]:
     """Truncated importance sampling, written out: one loop, no learner code but model and rows."""
     policy = load_policy(Path(config.model.path), ALONE, max_length=64)
-    weights = [weight for _, weight in policy.named_weights()]
+    weights = [weight for _, weight in policy.trained_weights()]
     groups = [
         {"params": [item for item in weights if item.ndim >= 2]},
         {"params": [item for item in weights if item.ndim < 2]},
@@ -120,7 +120,7 @@ def test_how_groups_arrive_changes_the_step_by_rounding_only(
             batch = _gather(run)
             return {
                 name: weight.grad / batch.denominator
-                for name, weight in run.policy.named_weights()
+                for name, weight in run.policy.trained_weights()
                 if weight.grad is not None
             }
 
@@ -182,13 +182,13 @@ def test_a_batch_of_uniform_rewards_moves_no_weight(tmp_path: Path) -> None:
 def test_a_gradient_that_is_not_finite_leaves_weights_and_moments_alone(tmp_path: Path) -> None:
     with small_run(small_config(tmp_path)) as run:
         batch = _gather(run)
-        first = next(weight for _, weight in run.policy.named_weights())
+        first = next(weight for _, weight in run.policy.trained_weights())
         assert first.grad is not None
         first.grad.view(-1)[3] = float("nan")
         before = weights_of(run.policy)
         outcome: StepOutcome = run.apply(batch)
         assert not outcome.finite
-        for name, weight in run.policy.named_weights():
+        for name, weight in run.policy.trained_weights():
             assert torch.equal(weight, before[name])
             assert run.optimizer.state[weight]["step"].item() == 0
             assert weight.grad is None
@@ -199,7 +199,7 @@ def test_clipping_bounds_the_step_by_the_global_norm(tmp_path: Path) -> None:
         config = small_config(tmp_path, max_grad_norm=max_grad_norm)
         with small_run(config) as run:
             outcome = run.apply(_gather(run))
-            moments = [run.optimizer.state[w]["exp_avg"] for _, w in run.policy.named_weights()]
+            moments = [run.optimizer.state[w]["exp_avg"] for _, w in run.policy.trained_weights()]
             applied = torch.stack([item.norm() for item in moments]).norm().item() / 0.1
             return outcome.grad_norm, applied
 
@@ -219,7 +219,7 @@ def test_the_kl_term_is_zero_at_the_reference_and_pulls_back_towards_it(tmp_path
         assert at_reference.loss == pytest.approx(0.0, abs=1e-6)
         assert at_reference.grad_norm == pytest.approx(0.0, abs=1e-4)
         with torch.no_grad():
-            for _, weight in run.policy.named_weights():
+            for _, weight in run.policy.trained_weights():
                 weight.mul_(1.2)
         losses = []
         for _ in range(5):

@@ -132,7 +132,7 @@ class OneLayer(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.arange(6.0).view(3, 2) / 7)
         self.bias = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
 
-    def named_weights(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    def published_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self.named_parameters()
 
 

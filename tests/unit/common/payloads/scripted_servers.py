@@ -86,7 +86,7 @@ class ScriptedBroker:
         return Decoded(1, Ended(group_ids=ended), [])
 
     def links(self) -> StoreLinks:
-        async def open_link(endpoint: Callable[[], str]) -> ScriptedLink:
+        async def open_link(_: str, endpoint: Callable[[], str]) -> ScriptedLink:
             return ScriptedLink(self.servers[endpoint().removeprefix("ipc://")])
 
         return StoreLinks(self, open_link)

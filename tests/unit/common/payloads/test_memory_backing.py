@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from common.payloads.backing import MemoryBacking
-from common.types import RolloutId
+from common.types import RolloutHeader, RolloutId
 from tests.builders import rollout_arrays, rollout_header
 
 groups = st.integers(0, 3)
@@ -20,13 +20,16 @@ class MemoryMachine(RuleBasedStateMachine):
         super().__init__()
         self.backing = MemoryBacking()
         self.kept: dict[RolloutId, list[bytes]] = {}
+        self.headers: dict[RolloutId, RolloutHeader] = {}
 
     @rule(group_id=groups, index=indices, length=st.integers(0, 9), seed=st.integers(0, 99))
     def add(self, group_id: int, index: int, length: int, seed: int) -> None:
         header = rollout_header(group_id=group_id, index=index, num_completion=length)
         frames = rollout_arrays(num_prompt=3, num_completion=length, seed=seed).frames()
         self.backing.add(header, frames)
-        self.kept[header.rollout_id] = [bytes(frame) for frame in frames]
+        if self.headers.get(header.rollout_id) != header or header.rollout_id not in self.kept:
+            self.kept[header.rollout_id] = [bytes(frame) for frame in frames]
+        self.headers[header.rollout_id] = header
 
     @rule(gone=st.sets(groups))
     def drop_groups(self, gone: set[int]) -> None:

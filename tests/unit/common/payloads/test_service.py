@@ -121,6 +121,16 @@ def test_what_is_for_the_broker_is_refused() -> None:
     assert isinstance(socket.sent[0], Refused)
 
 
+def test_nobody_puts_arrays_into_the_memory_of_an_actor_that_serves_its_own() -> None:
+    backing = MemoryBacking()
+    service = PayloadService(backing, takes_puts=False)
+    frames = arrays_of(HEADER.rollout_id).frames()
+    assert isinstance(service.handle(PUT, frames).message, Refused)
+    assert not backing.group_ids()
+    backing.add(HEADER, frames)
+    assert service.handle(FETCH, []).message == Rollouts(rollouts=(HEADER,))
+
+
 def test_a_content_hash_is_of_the_rollout_wherever_it_is_kept() -> None:
     frames = arrays_of(HEADER.rollout_id).frames()
     elsewhere = msgspec.structs.replace(HEADER, store="store-1")

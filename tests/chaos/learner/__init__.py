@@ -1,0 +1,1 @@
+"""Chaos of the learner: its ranks die, hang and are stopped; an oracle compares every bit."""
