@@ -17,7 +17,7 @@ TEST_SECONDS ?= 1440
 # Most tests wait for processes that they start; the tests of one file run in order.
 TEST_WORKERS ?= 2
 
-.PHONY: help setup demo test test-fast lint fmt bench chaos-broker lock clean distclean
+.PHONY: help setup demo test test-fast lint fmt bench chaos-broker chaos-learner lock clean distclean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,9 @@ bench: setup ## the quick benchmark, or BENCH="codec pipeline"
 
 chaos-broker: setup ## kill a broker 1,000 times and more, print what it broke (about 40 min)
 	$(BIN)/python -m tests.chaos.broker $(CHAOS)
+
+chaos-learner: setup ## kill, halt and stop learners of 1, 2 and 4 ranks 300 times (about 20 min)
+	$(BIN)/python -m tests.chaos.learner $(CHAOS)
 
 LOCK := uv pip compile pyproject.toml --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url \

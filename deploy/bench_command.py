@@ -17,11 +17,13 @@ BENCHMARK_NAMES = (
     "latency",
     "learner",
     "math",
+    "packing",
     "pipeline",
     "reward-model",
     "scheduler",
     "staleness",
     "fleet",
+    "trl",
 )
 
 

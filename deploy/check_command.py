@@ -16,6 +16,7 @@ from common.prompt_file import PromptFile
 from common.protection import protection
 from common.reasoning_gym_catalog import GENERATOR_PREFIX, make_dataset
 from common.security import key_problems
+from common.trackers import tracker_problems
 from common.user_rewards import function_problems
 
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000_000
@@ -62,7 +63,8 @@ def input_problems(config: Config) -> list[FatalError]:
 
 def _other_problems(config: Config) -> list[FatalError]:
     keys = _key_problems(config)
-    return [*keys, *function_problems(config.verifier.rewards), *_dataset_problems(config)]
+    functions = function_problems(config.verifier.rewards)
+    return [*keys, *functions, *_dataset_problems(config), *tracker_problems(config)]
 
 
 def _dataset_problems(config: Config) -> Iterator[FatalError]:

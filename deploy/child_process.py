@@ -28,6 +28,8 @@ class ProcessSpec:
     is_consumer: bool = False
     """The learner or collector: the run is finished when it ends with 0."""
     runs_under_torchrun: bool = False
+    stop_s: float = 0.0
+    """Seconds that it may need after SIGTERM, where that is more than others get."""
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

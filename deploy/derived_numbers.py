@@ -95,6 +95,23 @@ def _train_numbers(config: Config) -> list[DerivedNumber]:
             format_bytes(max_payload_bytes(config)),
             "kept until a checkpoint covers them",
         ),
+        *_recording_numbers(config),
+    ]
+
+
+def _recording_numbers(config: Config) -> list[DerivedNumber]:
+    """What recordings for a replay need, if there are any."""
+    steps = config.learner.recorded_steps
+    if not steps:
+        return []
+    references = 4 * config.actor.max_tokens if config.has_verifier_reference else 0
+    num_bytes = config.rollouts_per_step * (config.max_rollout_bytes + references)
+    return [
+        DerivedNumber(
+            "recordings for --replay on disk, at most",
+            format_bytes(steps * num_bytes),
+            "learner.recorded_steps, as far back as the oldest checkpoint",
+        )
     ]
 
 

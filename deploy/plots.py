@@ -24,6 +24,8 @@ def report_plots(data: ReportData) -> list[Plot]:
         (bool(_rewards(data)), "reward", "Mean reward of each training batch", _draw_reward),
         (bool(_accuracies(data)), "pass-at-1", "Share of right answers by step", _draw_pass),
         (bool(_lengths(data)), "response-length", "Mean response length by step", _draw_length),
+        (bool(_entropies(data)), "entropy", "Mean token entropy by step", _draw_entropy),
+        (bool(_sampler_kl(data)), "sampler-kl", "Policy against sampler by step", _draw_sampler_kl),
         (bool(data.lags), "policy-lag", "Trained tokens by policy lag", _draw_lag),
         (len(data.rates) > 1, "tokens-per-second", "Tokens sampled a second", _draw_rate),
         (bool(data.times), "idle-share", "Time each role worked and waited", _draw_idle),
@@ -51,6 +53,14 @@ def _accuracies(data: ReportData) -> Points:
 
 def _lengths(data: ReportData) -> Points:
     return series(data.steps, lambda step: step.response_length_mean)
+
+
+def _entropies(data: ReportData) -> Points:
+    return series(data.steps, lambda step: step.entropy)
+
+
+def _sampler_kl(data: ReportData) -> Points:
+    return series(data.steps, lambda step: step.kl_behavior)
 
 
 def _draw_reward(axes: Axes, theme: Theme, data: ReportData) -> None:
@@ -122,6 +132,29 @@ def _draw_length(axes: Axes, theme: Theme, data: ReportData) -> None:
     axes.set_ylim(bottom=0)
     step_axis(axes)
     legend(axes, theme, "lower right")
+
+
+def _draw_entropy(axes: Axes, theme: Theme, data: ReportData) -> None:
+    entropies = _entropies(data)
+    line(axes, theme, entropies, "entropy", 0)
+    first, last = entropies[0][1], entropies[-1][1]
+    title(axes, theme, f"Entropy {_moves(first, last)} from {first:.2f} to {last:.2f} nats")
+    axes.set_ylabel("mean token entropy (nats)")
+    axes.set_ylim(bottom=0)
+    step_axis(axes)
+
+
+def _draw_sampler_kl(axes: Axes, theme: Theme, data: ReportData) -> None:
+    everywhere = _sampler_kl(data)
+    fresh = series(data.steps, lambda step: step.kl_behavior_lag0)
+    line(axes, theme, everywhere, "all trained tokens", 0)
+    line(axes, theme, fresh, "tokens of the newest policy", 1, dashed=True)
+    highest = max(value for _, value in everywhere)
+    title(axes, theme, f"Policy and sampler stay within {highest:.2g} nats")
+    axes.set_ylabel("k3 KL, sampler against policy (nats)")
+    axes.set_ylim(bottom=0)
+    step_axis(axes)
+    legend(axes, theme)
 
 
 def _draw_lag(axes: Axes, theme: Theme, data: ReportData) -> None:

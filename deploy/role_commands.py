@@ -19,6 +19,9 @@ _QUIET = {
 }
 """No calls home and no noise, whatever a role loads."""
 
+_EXIT_S = 1.0
+"""For the end of a learner that has used up its grace."""
+
 
 def headrace_argv(*arguments: str) -> tuple[str, ...]:
     """The command line of one ``headrace`` command, by this very interpreter."""
@@ -67,6 +70,7 @@ def learner_spec(config: Config, config_path: Path, *, master_port: int) -> Proc
             argv=headrace_argv(*arguments),
             env={**environment, **_single_rank_environment(master_port)},
             is_consumer=True,
+            stop_s=config.learner.stop_grace_s + _EXIT_S,
         )
     torchrun = (
         *(sys.executable, "-m", "torch.distributed.run"),
@@ -81,6 +85,7 @@ def learner_spec(config: Config, config_path: Path, *, master_port: int) -> Proc
         env=environment,
         is_consumer=True,
         runs_under_torchrun=True,
+        stop_s=config.learner.stop_grace_s + _EXIT_S,
     )
 
 

@@ -36,7 +36,7 @@ from deploy.restart_policy import (
 
 POLL_S = 0.1
 TERM_BUDGET_S = 6.5
-"""Time for every role but the broker to end after SIGTERM."""
+"""Time for every role but the broker to end after SIGTERM, unless its ``stop_s`` is longer."""
 FINISHED_BUDGET_S = 2.0
 """The same once the run is finished: everything is durable, nobody has anything left to save."""
 BROKER_BUDGET_S = 1.5
@@ -154,15 +154,15 @@ class Supervisor:
         self._paths.ready.mkdir(parents=True, exist_ok=True)
         for stale in self._paths.ready.glob("*.json"):
             stale.unlink()
-        budget_s = TERM_BUDGET_S
+        is_finished = False
         try:
             outcome = self._watch(stop)
             if outcome.exit_code == EXIT_OK:
-                budget_s = FINISHED_BUDGET_S
+                is_finished = True
                 self._on_finished()
             return outcome
         finally:
-            self._stop_all(stop, budget_s)
+            self._stop_all(stop, is_finished)
 
     def _watch(self, stop: StopRequest) -> RunOutcome:
         while not stop.is_set:
@@ -213,29 +213,42 @@ class Supervisor:
         log_file = self._log_file(spec)
         return f"{reason}: {last_error_line(tail) or 'it said nothing'} (log: {log_file})"
 
-    def _stop_all(self, stop: StopRequest, budget_s: float) -> None:
+    def _stop_all(self, stop: StopRequest, is_finished: bool) -> None:
         """SIGTERM to all but the broker, then to the broker, then SIGKILL to what is left."""
         others = [member for member in self._members if member.spec.role != "broker"]
         brokers = [member for member in self._members if member.spec.role == "broker"]
+
+        def budget_s(member: _Member) -> float:
+            return FINISHED_BUDGET_S if is_finished else max(TERM_BUDGET_S, member.spec.stop_s)
+
         try:
             self._terminate(others, budget_s, stop)
-            self._terminate(brokers, BROKER_BUDGET_S, stop)
+            self._terminate(brokers, lambda _: BROKER_BUDGET_S, stop)
         finally:
             for member in self._members:
                 if member.child is not None:
                     member.child.kill()
 
-    def _terminate(self, members: Sequence[_Member], budget_s: float, stop: StopRequest) -> None:
+    def _terminate(
+        self,
+        members: Sequence[_Member],
+        budget_s: Callable[[_Member], float],
+        stop: StopRequest,
+    ) -> None:
+        """Let each of ``members`` end by itself within its own budget."""
         living = [member for member in members if member.child is not None]
         for member in living:
             self._child(member).terminate()
         begin_s = self._clock.now_s()
         pause = threading.Event()
-        while living and self._clock.now_s() < begin_s + budget_s and not stop.is_urgent:
+        while living and not stop.is_urgent:
             pause.wait(POLL_S / 2)
-            for member in [m for m in living if self._child(m).poll() is not None]:
-                living.remove(member)
-                self._record_stop(member, begin_s)
+            for member in list(living):
+                is_over = self._clock.now_s() >= begin_s + budget_s(member)
+                if self._child(member).poll() is not None or is_over:
+                    living.remove(member)
+                    self._child(member).kill()  # changes nothing where it has ended
+                    self._record_stop(member, begin_s)
         for member in living:
             self._child(member).kill()
             self._record_stop(member, begin_s)

@@ -33,6 +33,16 @@ class StepRecord(msgspec.Struct, frozen=True):
     response_length_mean: float | None = None
     response_length_finished_mean: float | None = None
     truncated_ratio: float | None = None
+    entropy: float | None = None
+    """Mean of the trained tokens, nats."""
+    kl_behavior_lag0: float | None = None
+    """k3 KL of policy and sampler, nats."""
+    kl_behavior: float | None = None
+    clip_low_ratio: float | None = None
+    clip_high_ratio: float | None = None
+    effective_sample_ratio: float | None = None
+    response_length_right_mean: float | None = None
+    response_length_wrong_mean: float | None = None
     lag_histogram: dict[str, int] = msgspec.field(default_factory=dict)
     """Trained tokens by policy lag."""
     lag_max: int = 0

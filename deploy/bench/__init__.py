@@ -13,11 +13,13 @@ from deploy.bench.head import bench_head
 from deploy.bench.latency import bench_latency
 from deploy.bench.learner import bench_learner
 from deploy.bench.math_answers import bench_math
+from deploy.bench.packing import bench_packing
 from deploy.bench.pipeline import bench_pipeline
 from deploy.bench.result import BenchResult
 from deploy.bench.reward_model import bench_reward_model
 from deploy.bench.scheduler import bench_scheduler
 from deploy.bench.staleness import bench_staleness
+from deploy.bench.trl import bench_trl
 
 BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
     "broker": bench_broker,
@@ -28,10 +30,12 @@ BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
     "latency": bench_latency,
     "learner": bench_learner,
     "math": bench_math,
+    "packing": bench_packing,
     "pipeline": bench_pipeline,
     "reward-model": bench_reward_model,
     "staleness": bench_staleness,
     "scheduler": bench_scheduler,
     "fleet": bench_fleet,
+    "trl": bench_trl,
 }
 """Name -> function that measures and returns the result."""

@@ -8,9 +8,10 @@ several processes compare.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -134,11 +135,12 @@ class VerdictSource:
             time.sleep(_PACE_S)
         return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
 
-    def probe(self, number: int, pause_s: float) -> dict[str, Any]:
-        """Seconds from sending one verdict to its acknowledgement, one after the other."""
+    def probe(self, number: int, pause_s: float, num_lanes: int) -> dict[str, Any]:
+        """Seconds from sending a verdict to its acknowledgement, ``num_lanes`` at a time."""
         ready, self._ready = self._ready[:number], self._ready[number:]
         messages = [parts for _, parts in ready]
-        return {"seconds": _round_trips(self._verifier.socket, messages, pause_s)}
+        client, pace = self._verifier, (pause_s, num_lanes)
+        return {"seconds": _round_trips(client.socket, messages, pace, client.receive_acks)}
 
 
 class Collector:
@@ -205,9 +207,15 @@ class Source:
             under_way -= int(socket.recv())
         return {"start_s": start_s, "end_s": time.monotonic()}
 
-    def probe(self, number: int, pause_s: float) -> dict[str, Any]:
-        """Seconds from sending one message to its echo, one after the other."""
-        return {"seconds": _round_trips(self._socket, [self._parts] * number, pause_s)}
+    def probe(self, number: int, pause_s: float, num_lanes: int) -> dict[str, Any]:
+        """Seconds from sending a message to its echo, ``num_lanes`` at a time."""
+
+        def receive() -> int:
+            self._socket.recv_multipart()
+            return 1
+
+        messages, pace = [self._parts] * number, (pause_s, num_lanes)
+        return {"seconds": _round_trips(self._socket, messages, pace, receive)}
 
 
 class Sink:
@@ -296,16 +304,37 @@ def _socket(kind: int) -> zmq.Socket[bytes]:
 
 
 def _round_trips(
-    socket: zmq.Socket[bytes], messages: list[list[bytes]], pause_s: float
+    socket: zmq.Socket[bytes],
+    messages: list[list[bytes]],
+    pace: tuple[float, int],
+    receive: Callable[[], int],
 ) -> list[float]:
-    seconds = []
-    for parts in messages:
-        start_s = time.perf_counter()
-        socket.send_multipart(parts)
-        socket.recv_multipart()
-        seconds.append(time.perf_counter() - start_s)
-        time.sleep(pause_s)
+    """Seconds of each round trip; ``pace`` is the pause after each, and how many there are at once.
+
+    ``receive`` waits for a message and returns how many round trips it ends: the oldest ones.
+    """
+    seconds: list[float] = []
+    (pause_s, num_lanes), start_s = pace, time.perf_counter()
+    due_s = deque(start_s + lane * pause_s / num_lanes for lane in range(num_lanes))
+    sent_s: deque[float] = deque()
+    waiting = deque(messages)
+    while len(seconds) < len(messages):
+        now_s = time.perf_counter()
+        if waiting and due_s and due_s[0] <= now_s:
+            due_s.popleft()
+            sent_s.append(now_s)
+            socket.send_multipart(waiting.popleft())
+        elif not sent_s:
+            time.sleep(max(due_s[0] - now_s, 0.0))
+        elif socket.poll(_poll_ms(due_s[0] - now_s) if waiting and due_s else None):
+            num_ended, now_s = receive(), time.perf_counter()
+            seconds.extend(now_s - sent_s.popleft() for _ in range(num_ended))
+            due_s.extend([now_s + pause_s] * num_ended)
     return seconds
+
+
+def _poll_ms(seconds: float) -> int:
+    return max(math.ceil(1000 * seconds), 0)
 
 
 def _rollout(group_id: int, index: int, attempt: int) -> RolloutHeader:

@@ -65,6 +65,7 @@ from common.types import (
     ReferenceHeader,
     RewardComponent,
     Role,
+    StepReward,
     Verdict,
     VerdictStatus,
     VerifiedGroup,
@@ -80,6 +81,7 @@ _VERDICT = Verdict(
     reward=1.2,
     components=(RewardComponent(name="accuracy", value=1.0, weight=1.0),),
     reason="equal",
+    steps=(StepReward(end=2, value=0.5), StepReward(end=4, value=-0.25)),
 )
 _REFERENCE = ReferenceHeader(reference_version=version(4, 1), num_tokens=5)
 _GROUP = VerifiedGroup(

@@ -10,10 +10,12 @@ import json
 import typing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.codec import pack, unpack
 from common.messages import SCHEMA, AnyMessage
+from common.types import Verdict, VerdictStatus
 from tests.contract.samples import SAMPLES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "wire.json"
@@ -37,6 +39,14 @@ def test_the_bytes_on_the_wire_are_the_golden_ones(sample: AnyMessage) -> None:
     assert golden["schema"] == SCHEMA
     assert pack(sample).hex() == golden["messages"][type(sample).__name__]
     assert unpack(bytes.fromhex(golden["messages"][type(sample).__name__]), AnyMessage) == sample
+
+
+def test_a_verdict_may_leave_its_last_field_out() -> None:
+    """Journals hold verdicts that have no steps."""
+    verdict = Verdict(status=VerdictStatus.GRADED, reward=1.0, reason="equal")
+    *told, steps = msgspec.msgpack.decode(pack(verdict))
+    assert steps == []
+    assert unpack(msgspec.msgpack.encode(told), Verdict) == verdict
 
 
 if __name__ == "__main__":

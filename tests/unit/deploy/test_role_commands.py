@@ -48,6 +48,13 @@ def test_a_collecting_run_ends_with_the_collector() -> None:
     assert specs["collector"].is_consumer
 
 
+def test_a_learner_gets_its_grace_to_end_however_many_ranks_it_has() -> None:
+    for num_ranks in (1, 2):
+        specs = specs_of(config_of(num_ranks=num_ranks))
+        assert specs["learner"].stop_s > LearnerConfig().stop_grace_s
+        assert specs["broker"].stop_s == specs["actor-0"].stop_s == 0
+
+
 def test_each_role_gets_its_threads_and_never_calls_home() -> None:
     specs = specs_of(config_of())
     threads = {name: spec.env["OMP_NUM_THREADS"] for name, spec in specs.items()}
