@@ -34,6 +34,18 @@ def run_status(ledger: Ledger, run_id: str, num_parked: Mapping[str, int]) -> St
     )
 
 
+def who_waits(ledger: Ledger, num_parked: Mapping[str, int], num_leases: Mapping[str, int]) -> str:
+    """What each side waits for, in one line; ``num_leases`` by owner."""
+    status = run_status(ledger, "run", num_parked)
+    waits = ", ".join(f"{item.name} {item.count}" for item in status.waiting) or "nobody"
+    held = sorted(num_leases.items())
+    holders = ", ".join(f"{owner} {count}" for owner, count in held) or "nobody"
+    return (
+        f"step {status.policy_step} is being computed; waiting: {waits}; "
+        f"leases are held by: {holders}"
+    )
+
+
 def tally_phases(groups: Iterable[GroupRecord]) -> Iterable[tuple[str, int]]:
     """Groups by what they wait for first; O(all groups), so only on demand."""
     return Counter(_describe(group) for group in groups).items()

@@ -8,7 +8,10 @@ long; one that does not answer ends the wait through the deadline of that reserv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+from common.codec import Buffer
+from common.messages import PutRollouts, Request, SubmitRollout, SubmitVerdict
 
 MAX_RESERVATION_BYTES = 8 << 20
 """Most bytes asked for at once on behalf of everybody who waits here."""
@@ -73,3 +76,10 @@ class CreditGate:
         finally:
             self._blocked_total_s += self.blocked_for_s
             self._blocked_since_s = None
+
+
+def bytes_on_credit(message: Request, frames: Sequence[Buffer]) -> int:
+    """Bytes of arrays that need credit: those of rollouts, and of verdicts."""
+    if not frames or not isinstance(message, SubmitRollout | PutRollouts | SubmitVerdict):
+        return 0
+    return sum(memoryview(frame).nbytes for frame in frames)

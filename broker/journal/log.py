@@ -169,7 +169,7 @@ class Log:
     @property
     def room(self) -> int:
         """Bytes of keyed records that are sure to be written, even on a full disk; 0: take none."""
-        spare = self._segments.spare
+        spare = self._segments.spare.segment
         if spare is None:
             return 0
         return max(spare.room - self._reserved_bytes - self._staging.num_bytes, 0)
@@ -177,12 +177,12 @@ class Log:
     @property
     def is_full(self) -> bool:
         """Whether the disk had no room for a spare segment."""
-        return self._segments.spare is None
+        return self._segments.spare.segment is None
 
     @property
     def turn_room(self) -> int:
         """Bytes of turns and checkpoints that are sure to be written, even on a full disk."""
-        spare = self._segments.spare
+        spare = self._segments.spare.segment
         room = self._segments.active.room + (0 if spare is None else spare.room)
         return room - self._staging.num_bytes
 
@@ -198,7 +198,7 @@ class Log:
             except JournalFullError:
                 return False
         return need <= self.room or (
-            not self._staging and self._segments.grow_spare(need + self._reserved_bytes)
+            not self._staging and self._segments.spare.grow(need + self._reserved_bytes)
         )
 
     def put(self, key: Key, contents: Sequence[Buffer]) -> None:
@@ -268,19 +268,19 @@ class Log:
 
         May be called from another thread. Raises :class:`JournalError` when the disk fails.
         """
-        return self._segments.prewrite()
+        return self._segments.spare.prewrite()
 
     @property
     def has_unfinished_spare(self) -> bool:
         """Whether going on in the next segment would have to wait for the disk."""
-        return self._segments.has_unfinished_spare
+        return self._segments.spare.is_unfinished
 
     def finish_spare(self) -> None:
         """Wait for that now; may be called from another thread."""
-        self._segments.finish_spare()
+        self._segments.spare.finish()
 
     def _write_staged(self) -> None:
-        self._segments.check()
+        self._segments.disk.check()
         while self._staging:
             batch, num_bytes = self._staging.batch(self._segments.active.room)
             try:
@@ -335,7 +335,7 @@ class Log:
         """Whether a checkpoint would let go of old segments that the disk can no longer spare."""
         oldest = self._segments.numbers[0]
         is_held = oldest != self._segments.active.number and self._index.has_history(oldest)
-        return is_held and (self._is_over_bound or self._segments.spare is None)
+        return is_held and (self._is_over_bound or self._segments.spare.segment is None)
 
     def maintain(self) -> bool:
         """Do a bounded piece of upkeep, after :meth:`write`; returns whether more is left to do.
@@ -347,7 +347,7 @@ class Log:
         if not self._staging.is_empty:
             return True
         self._release()
-        if self._segments.spare is None:
+        if self._segments.spare.segment is None:
             return self._compact_on_full_disk()
         return self._is_over_bound and self._compact()
 
@@ -357,7 +357,7 @@ class Log:
         return self._segments.kept_bytes > bound
 
     def _try_spare(self) -> None:
-        is_due = self._segments.spare is None and self._clock() >= self._next_try_s
+        is_due = self._segments.spare.segment is None and self._clock() >= self._next_try_s
         if is_due and not self._segments.make_spare():
             self._next_try_s = self._clock() + SPARE_RETRY_S
 
@@ -409,12 +409,12 @@ class Log:
         error of the disk everything is left as it is.
         """
         try:
-            if not self._segments.has_failed:
+            if self._segments.disk.failure is None:
                 self.sync()
-                if self._segments.spare is not None:
+                if self._segments.spare.segment is not None:
                     seal = self._seal(SealReason.CLOSED, self._segments.durable + 1)
                     self._segments.seal(seal)
-                    self._segments.drop_spare()
+                    self._segments.spare.drop()
         finally:
             self._segments.close()
             self._files.close(self._lock)

@@ -14,10 +14,11 @@ from random import Random
 import pytest
 
 from broker.journal import log as log_module
-from broker.journal import segments as segments_module
+from broker.journal import spare as spare_module
 from broker.journal.log import Log
 from broker.journal.records import Kind, decode_record_header
-from broker.journal.segments import MAX_REUSABLE
+from broker.journal.segments import Segments
+from broker.journal.spare import MAX_REUSABLE
 from common.codec import Buffer
 from common.errors import JournalError, JournalFullError
 from tests.fake_disk import Fail, FakeDisk, Fault, Kill, Killed, Short
@@ -222,7 +223,7 @@ def _write_and_sync_at_once(work: Workload, disk: BusyDisk, turns: int) -> None:
         written = log.last_sequence
 
         def next_turn() -> None:
-            if not log._segments._spare_lock.locked():  # a thread would wait there
+            if not log._segments.spare.lock.locked():  # a thread would wait there
                 work.stage()
                 log.write()
 
@@ -236,7 +237,7 @@ def test_what_is_tidied_late_or_never_and_zeros_written_ahead_cost_no_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Acknowledgements wait for the records alone; upkeep comes at any time after them."""
-    monkeypatch.setattr(segments_module, "PREWRITTEN_BYTES", 9000)
+    monkeypatch.setattr(spare_module, "PREWRITTEN_BYTES", 9000)
     pieces = 0
     for seed in _seeds(80):
         random, disk = Random(seed), FakeDisk()
@@ -256,17 +257,17 @@ def test_what_is_tidied_late_or_never_and_zeros_written_ahead_cost_no_record(
 class WatchedDisk(FakeDisk):
     """Tells at which writes to the spare, and of seals, the lock of the spare was free."""
 
-    segments: segments_module.Segments | None = None
+    segments: Segments | None = None
     salted = 0
     num_guarded = 0
     num_free = 0
 
     def pwritev(self, descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
-        if self.segments is not None and self.segments.spare is not None:
+        if self.segments is not None and (spare := self.segments.spare.segment) is not None:
             header = decode_record_header(self.salted, b"".join(buffers), 0)
             is_seal = header is not None and header.kind == Kind.SEAL
-            if is_seal or descriptor == self.segments.spare.descriptor:
-                is_held = self.segments._spare_lock.locked()
+            if is_seal or descriptor == spare.descriptor:
+                is_held = self.segments.spare.lock.locked()
                 self.num_guarded += is_held
                 self.num_free += not is_held
         return super().pwritev(descriptor, buffers, offset)
@@ -310,7 +311,7 @@ def test_a_failed_sync_stops_the_log_at_once_wherever_it_comes(
 ) -> None:
     """The page cache forgets what it could not write, so nothing may be built on a second try."""
     if operation == "unlink":
-        monkeypatch.setattr(segments_module, "MAX_REUSABLE", 0)  # every old file is deleted
+        monkeypatch.setattr(spare_module, "MAX_REUSABLE", 0)  # every old file is deleted
     reference = Life(3)
     reference.live()
     numbers = [n for n, name in enumerate(reference.disk.history, 1) if name == operation]

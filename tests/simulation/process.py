@@ -157,8 +157,9 @@ class Process(ABC):
                 super().__init__(**options)
                 self._context = context
                 self._backoff = Backoff(backoff)
-                self._register = msgspec.structs.replace(
-                    self._register, nonce=f"nonce-{pid}", host=self._register.name, pid=pid
+                message = self._registration.message
+                self._registration.message = msgspec.structs.replace(
+                    message, nonce=f"nonce-{pid}", host=message.name, pid=pid
                 )
 
         return await SimulatedChannel.connect(

@@ -234,7 +234,7 @@ def test_status_says_what_live_groups_wait_for() -> None:
     desk = Desk()
     first, _ = desk.lease(max_groups=2).leases
     desk.submit(first)
-    desk.handlers.num_parked = {"PullGroups": 1}
+    desk.handlers.note_parked({"PullGroups": 1})
     status = desk.reply("learner", messages.GetStatus(), messages.Status)
     waiting = {item.name: item.count for item in status.waiting}
     assert waiting == {"groups_generated": 1, "groups_generating": 1, "request_PullGroups": 1}

@@ -14,9 +14,9 @@ from broker import step_rules
 from broker.events import AnyEvent, Counted, Counter, HandedOver, Sealed, Trained
 from broker.journal import Journal
 from broker.journal import journal as journal_module
-from broker.journal import segments as segments_module
+from broker.journal import spare as spare_module
 from broker.journal.files import OsFiles
-from broker.journal.segments import MAX_REUSABLE
+from broker.journal.spare import MAX_REUSABLE
 from broker.journal.upkeep import Upkeep
 from broker.ledger import Ledger
 from broker.ledger_state import Decision, LedgerState
@@ -353,7 +353,7 @@ def test_upkeep_in_its_thread_keeps_the_files_bounded_and_every_payload_readable
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "Upkeep", partial(Upkeep, pause_s=0.0))
-    monkeypatch.setattr(segments_module, "PREWRITTEN_BYTES", 1024)
+    monkeypatch.setattr(spare_module, "PREWRITTEN_BYTES", 1024)
     journal = _journal(tmp_path)
     journal.use_thread()
     for group in range(400):
