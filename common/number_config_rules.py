@@ -22,6 +22,8 @@ _AT_LEAST: tuple[tuple[str, float, str], ...] = (
     ("learner.max_failed_checkpoints", 1, "use 1 to stop at the first"),
     ("learner.stop_grace_s", 1, "use 25 under Kubernetes, whose limit is 30"),
     ("learner.rank_timeout_s", 2, "use 8"),
+    ("learner.rank_join_timeout_s", 2, "use 120"),
+    ("learner.rank_stall_timeout_s", 2, "use 300, and more than a checkpoint takes to write"),
     ("learner.num_threads", 1, "use 1 where roles share cores"),
     ("learner.reference_reset_every", 0, "use 0 to keep the initial model, 400 as R1"),
     ("learner.group_size", 1, "use 8 to start with"),

@@ -69,7 +69,10 @@ Decision = Restart | StopRun | FinishRun
 
 
 def classify_exit(exit_code: int) -> ExitKind:
-    """Kind of ``exit_code``: 0 is done, 1 and 2 are fatal, all others (signals, 75) may pass."""
+    """Kind of ``exit_code``: 0 is done, 1 and 2 are fatal, all others may pass.
+
+    These are signals, and 75: of trouble that may be over, and of a learner that was stopped.
+    """
     if exit_code == EXIT_OK:
         return ExitKind.DONE
     if exit_code in (EXIT_FATAL, EXIT_USAGE):

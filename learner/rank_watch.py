@@ -15,7 +15,8 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,6 +40,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     pid: Count
     started_s: float
     """Start of the process, which tells it from a later one of the same pid."""
+    worked_s: float = 0.0
+    """Processor time of the thread that trains."""
     is_stopping: bool = False
     is_done: bool = False
 
@@ -72,6 +75,34 @@ class Silences:
         return any(beat is not None and beat.is_stopping for beat in self._last.values())
 
 
+class Stall:
+    """How long the training threads of all ranks have stood still together; pure.
+
+    A thread that computes, polls, reads or writes uses processor time; one that waits for a lock or
+    for a peer uses none. A wait is honest while the one that is waited for works, however long: all
+    stand still together only when they wait for each other.
+    """
+
+    def __init__(self, *, limit_s: float, now_s: float) -> None:
+        """``limit_s`` is longer than a thread beside the training one may keep all waiting."""
+        self._limit_s = limit_s
+        self._worked_s: dict[int, float] = {}
+        self._judged_s = now_s
+        self._stood_s = 0.0
+
+    def hear(self, rank: int, beat: Beat) -> None:
+        """The newest beat of ``rank``."""
+        if self._worked_s.get(rank) != beat.worked_s:
+            self._worked_s[rank] = beat.worked_s
+            self._stood_s = 0.0
+
+    def is_stuck(self, now_s: float) -> bool:
+        """True over the limit; a time in which nobody asked (a halted machine) hardly counts."""
+        self._stood_s += min(now_s - self._judged_s, self._limit_s / _BEATS_PER_TIMEOUT)
+        self._judged_s = now_s
+        return self._stood_s > self._limit_s
+
+
 class RankWatch:
     """Beats and watches on a thread of its own while the ``with`` block runs."""
 
@@ -80,6 +111,7 @@ class RankWatch:
         mesh: Mesh,
         *,
         timeout_s: float,
+        stall_timeout_s: float,
         stacks: Path,
         is_stopping: Callable[[], bool],
         stop: Callable[[str], None],
@@ -92,6 +124,7 @@ class RankWatch:
         self._rank = mesh.rank
         self._ranks = range(mesh.world_size)
         self._timeout_s = timeout_s
+        self._stall_timeout_s = stall_timeout_s
         self._stacks = stacks
         self._is_stopping = is_stopping
         self._stop = stop
@@ -124,12 +157,18 @@ class RankWatch:
 
     def _watch(self, store: RankStore) -> None:
         silences = Silences(self._ranks, limit_s=self._timeout_s, now_s=time.monotonic())
+        stall = Stall(limit_s=self._stall_timeout_s, now_s=time.monotonic())
         try:
             while not self._done.wait(self._timeout_s / _BEATS_PER_TIMEOUT):
                 self._beat(store)
-                self._hear(store, silences)
+                self._hear(store, silences, stall)
                 if gone := silences.silent(time.monotonic()):
                     self._give_up(gone)
+                if stall.is_stuck(time.monotonic()):
+                    self.abort(
+                        f"no rank's training thread used a processor for {self._stall_timeout_s:g} "
+                        "s: they wait for each other or for a lock"
+                    )
             self._beat(store)
         except RuntimeError as error:  # torch's store errors; its host may end before this rank
             if not self._done.is_set():
@@ -158,16 +197,18 @@ class RankWatch:
             host=platform.node(),
             pid=process.pid,
             started_s=process.create_time(),
+            worked_s=_training_thread_s(),
             is_stopping=self._is_stopping(),
             is_done=self._done.is_set(),
         )
         store.set(_key(self._rank), msgspec.json.encode(beat).decode())
 
-    def _hear(self, store: RankStore, silences: Silences) -> None:
+    def _hear(self, store: RankStore, silences: Silences, stall: Stall) -> None:
         for rank in self._ranks:
             if store.check([_key(rank)]):
                 beat = msgspec.json.decode(store.get(_key(rank)), type=Beat)
                 silences.hear(rank, beat, time.monotonic())
+                stall.hear(rank, beat)
                 self._host_beat = beat if rank == 0 else self._host_beat
         self._answered_s = time.monotonic()
         if self._rank == 0 and silences.is_stopping and not self._is_stopping():
@@ -196,6 +237,34 @@ class RankWatch:
             flush=True,
         )
         os._exit(EXIT_INFRA)
+
+
+@contextmanager
+def meeting_limit(limit_s: float) -> Iterator[None]:
+    """End this process unless the block, in which its rank meets the others, is left in time."""
+
+    def end() -> None:
+        print(
+            f"headrace: rank {os.environ.get('RANK', '0')} ends: the ranks did not all meet within "
+            f"learner.rank_join_timeout_s = {limit_s:g} s: one died, hangs or was never started "
+            "(all ranks must start again together)",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_INFRA)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _training_thread_s() -> float:
+    main = threading.main_thread().ident
+    return 0.0 if main is None else time.clock_gettime(time.pthread_getcpuclockid(main))
 
 
 def _kill_if_here(beat: Beat) -> None:

@@ -178,6 +178,10 @@ class LearnerConfig:
     """Seconds from SIGTERM in which the learner checkpoints and ends; then it ends without."""
     rank_timeout_s: float = 8.0
     """Seconds without a sign of life after which a rank counts as dead and the others end."""
+    rank_join_timeout_s: float = 120.0
+    """Seconds in which all ranks must have met; then those that came end, to be started again."""
+    rank_stall_timeout_s: float = 300.0
+    """Seconds in which no rank's training thread used a processor; then all end as deadlocked."""
     num_threads: int = 1
     """CPU threads of one rank."""
     reference: Literal["learner", "verifier"] = "learner"

@@ -39,10 +39,15 @@ def test_two_ranks_one_of_them_killed_halted_or_stopped_arrive_at_the_same_bits(
     deaths = [
         *numbered_deaths((12, 30), 2),
         Death(after_s=0.5, rank=1, signal=signal.SIGSTOP),
+        Death(after_s=1.0, rank=0, signal=signal.SIGSTOP),
         Death(after_s=3.0, rank=1, signal=signal.SIGTERM),
         Death(after_s=2.0, rank=0),
     ]
     outcome = Campaign(tmp_path, "ranks", 1, 2, zygote).run(deaths)
     assert outcome.violations == []
-    assert len(outcome.noticed_s) == 4, "each death of one rank is noticed by the other"
+    assert len(outcome.noticed_s) == 5, "each death of one rank is noticed by the other"
+    said = (tmp_path / "run/learner.log").read_text()
+    assert (
+        "rank 1 ends: the store of the ranks gave no answer for 5 s: the process that holds" in said
+    )
     assert len(outcome.stopped_s) == 1, "one rank that is asked to stop stops both"

@@ -1,6 +1,9 @@
 """``make chaos-learner``: kill, halt and stop learners of 1, 2 and 4 ranks; print what it broke.
 
 Usage: python -m tests.chaos.learner [--ranks 1 2 4] [--kills N] [--seed 1] [--json FILE]
+
+Trials follow one another: beside each other they would disturb the times that are judged. The
+report is written after each of them, so that an interrupted campaign keeps what it found.
 """
 
 from __future__ import annotations
@@ -9,15 +12,19 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from common.errors import EXIT_INTERRUPTED
 from tests.chaos.learner.campaign import Campaign, Outcome, numbered_deaths, random_deaths
 from tests.chaos.learner.rank import Zygote
-from tests.chaos.learner.report import head, line, write_report
+from tests.chaos.learner.report import head, line, progress, write_report
 
 SHARES = {1: 0.6, 2: 0.28, 4: 0.12}
 """Of all deaths, by number of ranks: the more ranks, the longer a life."""
-LAST_OPERATION = 90
+LAST_OPERATION = 60
+"""Some steps and two checkpoints of one life."""
+PROGRESS_EVERY = 10
 
 
 def main() -> int:
@@ -27,14 +34,22 @@ def main() -> int:
     print(head(), flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         zygote = Zygote(Path(folder) / "model")
+
+        def tell(outcome: Outcome) -> None:
+            if options.json:
+                write_report(options.json, options.seed, [*outcomes, outcome])
+            if outcome.num_trials % PROGRESS_EVERY == 0:
+                print(progress(outcome), file=sys.stderr, flush=True)
+
         try:
             for world_size in options.ranks:
                 number = max(2, round(SHARES.get(world_size, 0.15) * options.kills))
                 for name in ("numbered", "random"):
-                    outcomes.append(run(name, number // 2, world_size, options.seed, zygote))
+                    seed = options.seed
+                    outcomes.append(run(name, number // 2, world_size, seed, zygote, tell))
                     print(line(outcomes[-1]), flush=True)
-                    if options.json:  # as far as it has come
-                        write_report(options.json, options.seed, outcomes)
+                    if options.json:
+                        write_report(options.json, seed, outcomes)
         finally:
             zygote.close()
     broken = [f"{item.name}: {text}" for item in outcomes for text in item.violations]
@@ -45,7 +60,14 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def run(name: str, number: int, world_size: int, seed: int, zygote: Zygote) -> Outcome:
+def run(
+    name: str,
+    number: int,
+    world_size: int,
+    seed: int,
+    zygote: Zygote,
+    tell: Callable[[Outcome], None],
+) -> Outcome:
     """One campaign of ``number`` deaths in a folder of its own."""
     dice = random.Random(seed)
     if name == "numbered":
@@ -53,8 +75,12 @@ def run(name: str, number: int, world_size: int, seed: int, zygote: Zygote) -> O
         deaths = list(numbered_deaths(spread, world_size))
     else:
         deaths = list(random_deaths(number, world_size, dice))
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        return Campaign(Path(folder), name, seed, world_size, zygote).run(deaths)
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        try:
+            return Campaign(Path(folder), name, seed, world_size, zygote, tell).run(deaths)
+        except KeyboardInterrupt:
+            zygote.close()  # its ranks write into the folder
+            raise
 
 
 def _options() -> argparse.Namespace:
@@ -67,4 +93,8 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted: what was begun is not judged", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

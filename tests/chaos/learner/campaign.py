@@ -10,18 +10,17 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import EXIT_INFRA
 from tests.chaos.learner.knife import WAYS, Cut
 from tests.chaos.learner.oracle import check_checkpoints, check_groups, check_same
-from tests.chaos.learner.rank import Life, RankEnd, Zygote, joined_file
+from tests.chaos.learner.rank import PEER_LIMIT_S, Life, RankEnd, Zygote, joined_file
 from tests.chaos.learner.remote_broker import BrokerServer
 from tests.unit.learner.small_run import small_broker
 
-PEER_LIMIT_S = 10.0
-"""A rank whose peer is dead or halted ends within that."""
 STOP_LIMIT_S = 25.0
 """A learner that is asked to stop ends within that (``learner.stop_grace_s``)."""
 LAST_STEPS = 3
@@ -67,6 +66,8 @@ class Outcome:
     """From the death or halt of one rank to the end of the last other."""
     stopped_s: list[float] = field(default_factory=list)
     """From SIGTERM to the end of the last rank."""
+    is_judged: bool = False
+    """The run was brought to its end and compared with one left alone."""
     wall_s: float = 0.0
     violations: list[str] = field(default_factory=list)
 
@@ -93,12 +94,22 @@ def random_deaths(number: int, world_size: int, dice: random.Random) -> Iterator
 class Campaign:
     """One run directory, its broker and all lives of its learner."""
 
-    def __init__(self, folder: Path, name: str, seed: int, world_size: int, zygote: Zygote) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        seed: int,
+        world_size: int,
+        zygote: Zygote,
+        on_trial: Callable[[Outcome], None] = lambda _: None,
+    ) -> None:
+        """``on_trial`` is told the outcome so far after each death."""
         self._folder = folder
         self._root = folder / "run"
         self._world_size = world_size
         self._root.mkdir()
         self._zygote = zygote
+        self._on_trial = on_trial
         shutil.copytree(zygote.model, self._root / "model")
         self.outcome = Outcome(name, seed, world_size)
         self._num_whole = 0
@@ -114,12 +125,15 @@ class Campaign:
                 outcome.faults[death.kind] += 1
                 self._live_and_die(death)
                 self._check_checkpoints()
+                outcome.wall_s = time.monotonic() - begin_s
+                self._on_trial(outcome)
             outcome.num_steps = server.broker.policy_step + LAST_STEPS
             self._finish(self._root)
             outcome.violations += server.violations
             outcome.violations += check_groups(self._root, server, num_steps=outcome.num_steps)
             outcome.num_groups = len(server.broker.trained)
             self._compare()
+            outcome.is_judged = True
         except (OSError, RuntimeError, TimeoutError) as error:
             outcome.violations.append(f"the run did not get anywhere: {error!r}")
         finally:
@@ -152,7 +166,7 @@ class Campaign:
         last_s = max(end.at_s for end in ends)
         if death.signal == signal.SIGTERM and death.cut is None:
             self.outcome.stopped_s.append(last_s - sent_s)
-            self._judge_exits(range(self._world_size), ends, allowed=(0, -signal.SIGTERM))
+            self._judge_exits(range(self._world_size), ends, allowed=(EXIT_INFRA, -signal.SIGTERM))
             if last_s - sent_s > STOP_LIMIT_S:
                 self._blame(f"a stop took {last_s - sent_s:.1f} s")
             return
@@ -168,7 +182,7 @@ class Campaign:
             self.outcome.noticed_s.append(noticed_s)
         if noticed_s > PEER_LIMIT_S:
             self._blame(f"{death.kind} of rank {victim} was noticed after {noticed_s:.1f} s")
-        self._judge_exits(others, ends, allowed=(75,))
+        self._judge_exits(others, ends, allowed=(EXIT_INFRA,))
 
     def _wait_joined(self, pids: Sequence[int]) -> None:
         """Until every rank has met the others."""

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from tests.chaos.learner.knife import Cut, arm
 
 REPOSITORY = Path(__file__).parents[3]
 RANK_TIMEOUT_S = 5.0
+PEER_LIMIT_S = 10.0
+"""A rank whose peer is dead or halted ends within that."""
 CHECKPOINT_EVERY = 3
 ENDLESS = 1_000_000
 
@@ -80,9 +83,10 @@ class Zygote:
         return [RankEnd(**end) for end in json.loads(self._answer())]
 
     def close(self) -> None:
-        """End the zygote; ranks that are left die with it."""
-        self._process.kill()
-        self._process.communicate()
+        """End the zygote, if it was not; ranks that are left die with it."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -134,6 +138,7 @@ def run_config(root: Path, num_steps: int) -> Config:
 
 def _live(life: Life, rank: int, port: int) -> int:
     """Be one rank; returns the exit code."""
+    from learner.group_source import Ending
     from learner.main import run_learner
     from learner.mesh import Mesh
     from learner.train import train
@@ -149,10 +154,10 @@ def _live(life: Life, rank: int, port: int) -> int:
     if life.cut is not None and life.cut.rank == rank:
         arm(life.cut)
 
-    def work(process: Process, mesh: Mesh) -> None:
+    def work(process: Process, mesh: Mesh) -> Ending:
         joined_file(root, os.getpid()).touch()
         publisher = FilePublisher(root / "published.jsonl", mesh)
-        train(process, RemoteBroker(root / "broker"), mesh, publisher)
+        return train(process, RemoteBroker(root / "broker"), mesh, publisher)
 
     return run_learner(run_config(root, life.num_steps), "learner", work)
 
@@ -160,6 +165,7 @@ def _live(life: Life, rank: int, port: int) -> int:
 def _serve() -> None:
     import torch
 
+    import learner.main  # noqa: F401  # as all ranks will
     from learner.model import load_policy
     from tests.unit.learner.small_run import ALONE, small_model
 
@@ -179,16 +185,31 @@ def _serve() -> None:
 
 
 def _wait(root: Path, pids: list[int]) -> list[RankEnd]:
-    """How each rank ends; as torchrun does, those that never met the dead one end with it."""
+    """How each rank ends; as torchrun does, those that never met the dead one end with it.
+
+    So does, later than any other may take to notice, a rank that was halted before they knew it.
+    """
     ends: dict[int, RankEnd] = {}
+    late: list[threading.Timer] = []
     while len(ends) < len(pids):
         pid, status = os.wait()
         code, joined = os.waitstatus_to_exitcode(status), joined_file(root, pid).exists()
         ends[pid] = RankEnd(code, time.monotonic(), joined)
+        if code and not late:
+            late.append(threading.Timer(PEER_LIMIT_S + 1.0, _kill_others, [pids, ends]))
+            late[0].start()
         for other in pids if code else ():
             if other not in ends and not joined_file(root, other).exists():
                 os.kill(other, signal.SIGKILL)
+    for timer in late:
+        timer.cancel()
     return [ends[pid] for pid in pids]
+
+
+def _kill_others(pids: list[int], ends: dict[int, RankEnd]) -> None:
+    for pid in pids:
+        if pid not in ends:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _fork(life: Life, rank: int, port: int) -> int:

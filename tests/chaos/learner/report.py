@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.files import write_atomically
 from deploy.bench.result import hardware_name, versions
 from tests.chaos.broker.report import percentile
 from tests.chaos.learner.campaign import Outcome
@@ -39,6 +40,14 @@ def line(outcome: Outcome) -> str:
     )
 
 
+def progress(outcome: Outcome) -> str:
+    """How far a campaign is."""
+    return (
+        f"  {outcome.name}, {outcome.world_size} ranks: {outcome.num_trials} trials in "
+        f"{outcome.wall_s:.0f} s, {len(outcome.violations)} violations"
+    )
+
+
 def write_report(path: Path, seed: int, outcomes: Sequence[Outcome]) -> None:
     """Write everything that was done and found."""
     noticed = [seconds for outcome in outcomes for seconds in outcome.noticed_s]
@@ -59,7 +68,7 @@ def write_report(path: Path, seed: int, outcomes: Sequence[Outcome]) -> None:
         "not_covered": NOT_COVERED,
         "runs": [vars(outcome) for outcome in outcomes],
     }
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def _spread(seconds: Sequence[float]) -> str:

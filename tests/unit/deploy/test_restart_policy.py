@@ -93,6 +93,11 @@ def test_a_killed_consumer_is_restarted_like_any_other() -> None:
     assert decision == Restart(0.5)
 
 
+def test_a_consumer_that_was_stopped_alone_is_started_again_and_the_run_is_not_over() -> None:
+    history = exits(5, code=EXIT_INFRA, was_ready=True)
+    assert decide(POLICY, "learner", history, is_consumer=True) == Restart(0.5)
+
+
 @pytest.mark.parametrize("code", [EXIT_FATAL, EXIT_USAGE])
 def test_a_fatal_exit_stops_the_run_at_once(code: int) -> None:
     decision = decide(POLICY, "broker", exits(5, code=code, was_ready=True), is_consumer=False)

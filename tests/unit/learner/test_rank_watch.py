@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from learner.main import is_lost_peer
-from learner.rank_watch import Beat, Silences
+from learner.rank_watch import Beat, Silences, Stall
 
 
 def _beat(number: int, **state: bool) -> Beat:
@@ -54,6 +54,34 @@ def test_one_rank_that_was_asked_to_stop_speaks_for_all() -> None:
     assert not silences.is_stopping
     silences.hear(1, _beat(2, is_stopping=True), 101.0)
     assert silences.is_stopping
+
+
+def _stood(stall: Stall, seconds: range, worked_s: dict[int, float]) -> list[int]:
+    """Seconds at which all are called stuck."""
+    found = []
+    for second in seconds:
+        for rank, value in worked_s.items():
+            stall.hear(rank, Beat(number=second, host="a", pid=1, started_s=0, worked_s=value))
+        if stall.is_stuck(float(second)):
+            found.append(second)
+    return found
+
+
+def test_ranks_are_stuck_once_none_of_them_has_worked_for_the_limit() -> None:
+    stall = Stall(limit_s=40.0, now_s=0.0)
+    assert _stood(stall, range(1, 45), {0: 7.0, 1: 3.0})[0] == 41
+
+
+def test_a_wait_is_honest_while_the_one_that_is_waited_for_works() -> None:
+    stall = Stall(limit_s=40.0, now_s=0.0)
+    for second in range(1, 500):
+        assert _stood(stall, range(second, second + 1), {0: 7.0, 1: second / 1e6}) == []
+
+
+def test_a_halted_machine_is_not_a_deadlock() -> None:
+    stall = Stall(limit_s=40.0, now_s=0.0)
+    assert _stood(stall, range(1, 30), {0: 7.0, 1: 3.0}) == []
+    assert _stood(stall, range(5000, 5001), {0: 7.0, 1: 3.0}) == []
 
 
 @pytest.mark.parametrize(
