@@ -153,8 +153,26 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
     Raises ``ValueError`` where a row overflows, and where only some documents have what all or
     none must have, such as ``reference_logprobs``.
     """
-    shape = (len(rows), row_length)
-    input_ids = np.full(shape, PADDING_ID, dtype=np.int64)
+    flat = [document for documents in rows for document in documents]
+    return Microbatch(
+        **_places(rows, row_length),
+        target_ids=_selected(flat, "completion_token_ids", np.int64),
+        behavior_logprobs=_selected(flat, "behavior_logprobs", np.float32),
+        advantages=_own_or_common(flat, "token_advantages", "advantage", np.float32),
+        weights=_per_token(flat, [document.weight for document in flat], np.float32),
+        lags=_per_token(flat, [document.lag for document in flat], np.int64),
+        token_lags=_own_or_common(flat, "token_lags", "lag", np.int64),
+        lengths=torch.tensor([document.num_trained for document in flat], dtype=torch.int64),
+        reference_logprobs=_all_or_none(flat, "reference_logprobs"),
+        proximal_logprobs=_all_or_none(flat, "proximal_logprobs"),
+        values=_all_or_none(flat, "values"),
+        returns=_all_or_none(flat, "returns"),
+    )
+
+
+def _places(rows: Sequence[Sequence[Document]], row_length: int) -> dict[str, Tensor]:
+    """Where every token stands: what of a :class:`Microbatch` is laid out in rows, by field."""
+    input_ids = np.full((len(rows), row_length), PADDING_ID, dtype=np.int64)
     position_ids = np.tile(np.arange(row_length, dtype=np.int64), (len(rows), 1))
     borders: list[int] = []
     positions: list[Int64Array] = []
@@ -172,36 +190,12 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
             before = row * row_length + np.arange(border - 1, end - 1, dtype=np.int64)
             positions.append(document.select_trained(before))
             start = end
-    flat = [document for documents in rows for document in documents]
-    return Microbatch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        borders=torch.tensor([*borders, len(rows) * row_length]),
-        positions=torch.from_numpy(np.concatenate(positions)),
-        target_ids=_joined(
-            [document.select_trained(document.completion_token_ids) for document in flat], np.int64
-        ),
-        behavior_logprobs=_joined(
-            [document.select_trained(document.behavior_logprobs) for document in flat], np.float32
-        ),
-        advantages=_joined(
-            [
-                document.per_token(document.token_advantages, document.advantage)
-                for document in flat
-            ],
-            np.float32,
-        ),
-        weights=_per_token(flat, [document.weight for document in flat], np.float32),
-        lags=_per_token(flat, [document.lag for document in flat], np.int64),
-        token_lags=_joined(
-            [document.per_token(document.token_lags, document.lag) for document in flat], np.int64
-        ),
-        lengths=torch.tensor([document.num_trained for document in flat], dtype=torch.int64),
-        reference_logprobs=_all_or_none(flat, "reference_logprobs"),
-        proximal_logprobs=_all_or_none(flat, "proximal_logprobs"),
-        values=_all_or_none(flat, "values"),
-        returns=_all_or_none(flat, "returns"),
-    )
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "position_ids": torch.from_numpy(position_ids),
+        "borders": torch.tensor([*borders, len(rows) * row_length]),
+        "positions": torch.from_numpy(np.concatenate(positions)),
+    }
 
 
 def empty_microbatch() -> Microbatch:
@@ -229,6 +223,19 @@ def _all_or_none(documents: Sequence[Document], name: str) -> Tensor | None:
         words = name.replace("_logprobs", " log-probabilities")
         raise ValueError(f"{len(found)} of {len(documents)} documents have {words}")
     return _joined(found, np.float32) if found else None
+
+
+def _selected(documents: Sequence[Document], name: str, dtype: type[np.generic]) -> Tensor:
+    """[T]: what each document has under ``name`` for its trained tokens."""
+    return _joined([item.select_trained(getattr(item, name)) for item in documents], dtype)
+
+
+def _own_or_common(
+    documents: Sequence[Document], own: str, common: str, dtype: type[np.generic]
+) -> Tensor:
+    """[T]: ``own`` of each token, or ``common`` of its document where tokens have none."""
+    arrays = [item.per_token(getattr(item, own), getattr(item, common)) for item in documents]
+    return _joined(arrays, dtype)
 
 
 def _joined(arrays: Sequence[npt.NDArray[np.generic]], dtype: type[np.generic]) -> Tensor:

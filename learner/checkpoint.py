@@ -8,12 +8,15 @@ because training draws no random numbers: the order of prompts belongs to the br
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from common.config import Config
+from common.config_loader import to_toml
 from common.errors import CheckpointError
 from common.types import INITIAL_VERSION, Count, WeightVersion
 from learner.checkpoint_tensors import (
@@ -64,6 +67,11 @@ class _Format(msgspec.Struct):
     """All that is asked of a state of any age."""
 
     format: int = 1
+
+
+def config_digest(config: Config) -> str:
+    """16 hexadecimal digits of the resolved configuration."""
+    return hashlib.sha256(to_toml(config).encode()).hexdigest()[:16]
 
 
 def checkpoint_path(directory: Path, policy_step: int) -> Path:

@@ -99,8 +99,8 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._mesh.gather(b"")  # no rank writes any more
-        problem = self._mesh.broadcast(self._problem.encode()).decode()
+        problems = self._mesh.gather(self._problem.encode())  # no rank writes any more
+        problem = next((text.decode() for text in problems if text), "")
         if problem and self._mesh.is_main:
             remove_incomplete(self._directory)
         return problem

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from common.config import Config, CriticConfig, LearnerConfig, LossConfig
 from learner.batch import Document, Float64Array, Microbatch
+from learner.chunk import Chunk
 from learner.critic import ValueModel, load_critic, run_critic
-from learner.group_source import Chunk
 from learner.mesh import Mesh
 from learner.objectives.critic import (
     advantages_and_returns,
@@ -23,8 +23,8 @@ from learner.objectives.critic import (
     token_rewards,
 )
 from learner.optim import (
-    build_adamw,
     clip_gradients,
+    configured_adamw,
     normalize_gradients,
     set_learning_rate,
 )
@@ -53,6 +53,10 @@ class CriticTrainer:
     def follow(self, rate_ratio: float) -> None:
         """Learn at that share of the peak rate, on the policy's schedule."""
         set_learning_rate(self.optimizer, self.settings.learning_rate * rate_ratio)
+
+    def learns_alone(self, policy_step: int) -> bool:
+        """Whether the policy stands still in the batch computed at ``policy_step``."""
+        return policy_step < self.settings.warmup_steps
 
     def forward_backward(self, microbatch: Microbatch) -> tuple[Tensor, ...]:
         """Add the gradient sums of the value loss; ``CRITIC_SUMS``, before summation.
@@ -97,13 +101,7 @@ def build_critic(config: Config, mesh: Mesh) -> CriticTrainer | None:
         max_length=config.model.max_length,
         settings=learner,
     )
-    optimizer = build_adamw(
-        [weight for _, weight in model.trained_weights()],
-        betas=learner.betas,
-        weight_decay=learner.weight_decay,
-        decay_on=learner.weight_decay_on,
-        moments=learner.optimizer_dtype,
-    )
+    optimizer = configured_adamw(model, learner)
     return CriticTrainer(model=model, optimizer=optimizer, settings=learner.critic)
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 import torch
 from torch import Tensor
 
+from learner.chunk import Chunk
 from learner.findings import Finding
-from learner.group_source import Chunk
 from learner.mesh import Mesh
 from learner.token_view import TokenView
 from learner.training_batch import TrainingBatch
@@ -49,15 +49,7 @@ def find_culprits(updater: Updater, mesh: Mesh, batch: TrainingBatch) -> list[Fi
 
 def without_groups(chunks: Sequence[Chunk], group_ids: Sequence[int]) -> list[Chunk]:
     """``chunks`` without those groups; chunks of nothing else are left out."""
-    dropped = frozenset(group_ids)
-    kept = (
-        replace(
-            chunk,
-            layout=chunk.layout.without(dropped),
-            groups=tuple(group for group in chunk.groups if group.group_id not in dropped),
-        )
-        for chunk in chunks
-    )
+    kept = (chunk.without(group_ids) for chunk in chunks)
     return [chunk for chunk in kept if chunk.layout.group_ids]
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from common.errors import CheckpointError
 from common.types import RolloutId, VerifiedGroup
 from learner.batch import Document
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.layout import ChunkLayout, PlannedRollout
 
 _HEADER = "headrace"
@@ -74,12 +74,6 @@ def read_recording(path: Path) -> list[Chunk]:
         ) from None
 
 
-def recorded_steps(directory: Path, incarnation: int, rank: int) -> list[int]:
-    """Steps of which there is a recording, in order."""
-    names = directory.glob(f"*.{incarnation}.{rank}.safetensors")
-    return sorted(int(path.name.split(".")[0]) for path in names)
-
-
 def prune_recordings(directory: Path, *, keep: int, oldest_checkpoint: int) -> None:
     """Drop all but the newest ``keep`` steps, and what no checkpoint leads to."""
     by_step: dict[int, list[Path]] = {}
@@ -106,7 +100,7 @@ def _taken_apart(chunk: Chunk, tensors: dict[str, Array]) -> _RecordedChunk:
             elif value is not None:
                 scalars[field.name] = value
         documents.append(_RecordedDocument(rollout_id, scalars))
-    rollouts = tuple(item for item in chunk.rollouts.values() if item.rollout_id.group_id in kept)
+    rollouts = tuple(chunk.kept_rollouts.values())
     return _RecordedChunk(chunk.layout, rollouts, tuple(documents), chunk.groups)
 
 

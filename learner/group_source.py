@@ -9,51 +9,31 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Protocol
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from common.arrays import RolloutArrays, arrays_from_frames
 from common.codec import pack, unpack
 from common.config import Config
 from common.errors import DataError, FatalError, RefusedError
-from common.messages import (
-    DescribeGroups,
-    EvictGroups,
-    FetchRollouts,
-    Groups,
-    PullGroups,
-    Rollouts,
-)
-from common.payloads.client import Fetched, Wanted
-from common.types import Count, EvictReason, Record, RolloutHeader, RolloutId, VerifiedGroup
-from learner.batch import Document, Float64Array
+from common.messages import DescribeGroups, EvictGroups, Groups, PullGroups
+from common.types import Count, EvictReason, Record, RolloutId, VerifiedGroup
+from learner.batch import Document
 from learner.broker_client import BrokerClient
+from learner.chunk import Chunk
+from learner.documents import build_document
 from learner.findings import Finding
 from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
 from learner.lineage import Lineage
 from learner.mesh import Mesh
-from learner.objectives.aggregation import token_weight
-from learner.objectives.process import token_advantages
+from learner.payload_source import PayloadFetcher, PayloadSource
 from learner.reference_source import ReferenceSource
-from learner.screening import Screen, has_foreign_tokens
+from learner.screening import Screen
 
 PULL_WAIT_S = 2.0
 ENDED_GROUPS = frozenset({"gone", "trained", "not_handed_over"})
 """Refusals that say: the groups of a recorded step can no longer be had."""
-_FETCH_ROLLOUTS = 512  # rollouts of one request: keeps replies far below the message cap
-
-
-class PayloadFetcher(Protocol):
-    """What the learner needs of :class:`common.payloads.wiring.SyncPayloadClient`."""
-
-    def fetch(self, wanted: Sequence[Wanted]) -> list[Fetched | None]:
-        """Each rollout in order, None for one that is lost, which the broker then knows."""
-        ...
 
 
 class StopSignal(Protocol):
@@ -101,30 +81,6 @@ class _Failed(Record, frozen=True):
     """What is impossible about the bad ones."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Some groups of a training batch with what this rank computes of them."""
-
-    layout: ChunkLayout
-    """Of all ranks."""
-    rollouts: Mapping[RolloutId, PlannedRollout]
-    """Of all ranks."""
-    documents: Mapping[RolloutId, Document]
-    """Of this rank."""
-    groups: tuple[VerifiedGroup, ...] = field(default=())
-    """On rank 0 only."""
-
-    @property
-    def trained_lengths(self) -> list[int]:
-        """Trained tokens of every rollout in the layout, over all ranks."""
-        kept = frozenset(self.layout.group_ids)
-        return [
-            rollout.num_trained_tokens
-            for rollout_id, rollout in self.rollouts.items()
-            if rollout_id.group_id in kept
-        ]
-
-
 class GroupSource:
     """The learner's end of the rollout stream; methods are collectives over all ranks."""
 
@@ -145,7 +101,7 @@ class GroupSource:
         ``attention_ratio`` of the policy says what a long answer costs, see ``common.balance``, and
         ``hidden_attention_ratio`` what a long row costs, see ``common.packing``.
         """
-        self._payload_fetcher = payloads
+        self._payloads = PayloadSource(channel, payloads)
         self._channel = channel
         self._mesh = mesh
         self._config = config
@@ -155,7 +111,7 @@ class GroupSource:
         self._hidden_attention_ratio = hidden_attention_ratio
         self.references = ReferenceSource(channel, mesh)
         self.on_findings: Callable[[EvictReason, Sequence[Finding]], None] | None = None
-        """Told on every rank what is wrong with groups that are evicted."""
+        """Told what is wrong with groups that are evicted; of advantages only on rank 0."""
 
     def next_chunk(
         self, lineage: Lineage, policy_step: int, *, held: Sequence[int]
@@ -274,99 +230,35 @@ class GroupSource:
         dropped = bad.union(*(part.lost for part in everywhere))
         self.evict(sorted(bad), EvictReason.QUARANTINED)
         self._tell(EvictReason.QUARANTINED, [item for part in everywhere for item in part.findings])
-        return Chunk(
-            layout=directive.layout.without(dropped),
-            rollouts=planned,
-            documents=documents,
-            groups=tuple(group for group in groups if group.group_id not in dropped),
-        )
+        chunk = Chunk(layout=directive.layout, rollouts=planned, documents=documents, groups=groups)
+        return chunk.without(dropped)
 
     def _documents(
         self, wanted: Sequence[RolloutId], planned: Mapping[RolloutId, PlannedRollout]
     ) -> tuple[dict[RolloutId, Document], _Failed]:
-        aggregation = self._config.learner.loss.aggregation
         documents: dict[RolloutId, Document] = {}
         findings: list[Finding] = []
         received: set[RolloutId] = set()
         references = self.references.fetch(wanted)
-        for header, arrays in self._payloads(wanted, planned):
+        for header, frames in self._payloads.fetch([planned[item] for item in wanted]):
             rollout_id = header.rollout_id
             received.add(rollout_id)
-            reference = references.get(rollout_id)
-            problem = ""
-            if isinstance(arrays, DataError):
-                problem = str(arrays)
-            elif references and reference is None:
-                problem = "reference_logprobs must be finite and at most 0"
-            elif has_foreign_tokens(arrays, self._vocab_size):
-                problem = f"token ids must be below {self._vocab_size}"
-            if isinstance(arrays, DataError) or problem:
-                findings.append(
-                    Finding(
-                        group_id=rollout_id.group_id,
-                        index=rollout_id.index,
-                        quantity="payload",
-                        problem=problem,
-                    )
+            try:
+                documents[rollout_id] = build_document(
+                    header,
+                    frames,
+                    planned[rollout_id],
+                    references=references,
+                    vocab_size=self._vocab_size,
+                    loss=self._config.learner.loss,
                 )
-                continue
-            plan = planned[rollout_id]
-            documents[rollout_id] = Document(
-                prompt_token_ids=arrays.prompt_token_ids,
-                completion_token_ids=arrays.completion_token_ids,
-                behavior_logprobs=arrays.behavior_logprobs,
-                advantage=plan.advantage,
-                weight=token_weight(aggregation, plan.num_trained_tokens),
-                lag=plan.lag,
-                trained=_trained_tokens(header, plan.masked_spans),
-                reference_logprobs=reference,
-                token_lags=_token_lags(header, plan.span_lags),
-                token_advantages=_token_advantages(plan),
-            )
-        lost = {item.group_id for item in wanted if item not in received}
-        bad = sorted({finding.group_id for finding in findings})
-        failed = _Failed(bad=tuple(bad), lost=tuple(sorted(lost)), findings=tuple(findings))
-        return documents, failed
+            except DataError as error:
+                findings.append(_bad_payload(rollout_id, error))
+        return documents, _failed(wanted, received, findings)
 
     def _tell(self, reason: EvictReason, findings: Sequence[Finding]) -> None:
         if findings and self.on_findings is not None:
             self.on_findings(reason, findings)
-
-    def _payloads(
-        self, wanted: Sequence[RolloutId], planned: Mapping[RolloutId, PlannedRollout]
-    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | DataError]]:
-        """Headers with their arrays, or with what is wrong where these are no possible values.
-
-        A rollout that a payload server has lost is left out.
-        """
-        yield from self._payloads_of_broker([item for item in wanted if not planned[item].store])
-        elsewhere = [planned[item] for item in wanted if planned[item].store]
-        for start in range(0, len(elsewhere), _FETCH_ROLLOUTS):
-            part = elsewhere[start : start + _FETCH_ROLLOUTS]
-            for fetched in self._fetcher(part[0]).fetch([_wanted(item) for item in part]):
-                if fetched is not None:
-                    yield fetched.header, _arrays_or_error(fetched.frames)
-
-    def _fetcher(self, rollout: PlannedRollout) -> PayloadFetcher:
-        if self._payload_fetcher is None:
-            raise FatalError(
-                f'stores.payloads must not be "broker": the arrays of group '
-                f"{rollout.rollout_id.group_id} are with {rollout.store!r} (use the value under "
-                "which they were sampled)"
-            )
-        return self._payload_fetcher
-
-    def _payloads_of_broker(
-        self, wanted: Sequence[RolloutId]
-    ) -> Iterator[tuple[RolloutHeader, RolloutArrays | DataError]]:
-        for start in range(0, len(wanted), _FETCH_ROLLOUTS):
-            part = tuple(wanted[start : start + _FETCH_ROLLOUTS])
-            decoded = self._channel.request(FetchRollouts(rollout_ids=part))
-            reply = decoded.message
-            if not isinstance(reply, Rollouts) or len(reply.rollouts) != len(part):
-                raise FatalError(f"the broker does not hold all payloads of {part[0].group_id}...")
-            for place, header in enumerate(reply.rollouts):
-                yield header, _arrays_or_error(decoded.frames[3 * place : 3 * place + 3])
 
     def _describe(self, group_ids: Sequence[int]) -> tuple[VerifiedGroup, ...]:
         """The groups that the broker still has; a refusal of one is a refusal of all."""
@@ -379,52 +271,22 @@ class GroupSource:
         return reply.groups if isinstance(reply, Groups) else ()
 
 
-def _wanted(rollout: PlannedRollout) -> Wanted:
-    num_bytes = 4 * (rollout.num_prompt_tokens + 2 * rollout.num_completion_tokens)
-    return Wanted(rollout.rollout_id, rollout.store, num_bytes)
-
-
 def _plan_all(screen: Screen, groups: Sequence[VerifiedGroup]) -> tuple[PlannedRollout, ...]:
     return tuple(rollout for group in groups for rollout in screen.plan(group))
 
 
-def _trained_tokens(
-    header: RolloutHeader, masked_spans: Sequence[int]
-) -> npt.NDArray[np.bool_] | None:
-    """[L], False on the tokens of ``masked_spans``; None where there are none."""
-    if not masked_spans:
-        return None
-    trained = np.ones(header.num_completion_tokens, dtype=np.bool_)
-    ranges = header.span_ranges()
-    for number in masked_spans:
-        start, end = ranges[number]
-        trained[start:end] = False
-    return trained
-
-
-def _token_advantages(plan: PlannedRollout) -> Float64Array | None:
-    """[L] from the steps; None where all tokens have the same."""
-    if not plan.steps:
-        return None
-    return token_advantages(
-        [step.value for step in plan.steps],
-        [step.end for step in plan.steps],
-        plan.num_completion_tokens,
+def _bad_payload(rollout_id: RolloutId, error: DataError) -> Finding:
+    return Finding(
+        group_id=rollout_id.group_id,
+        index=rollout_id.index,
+        quantity="payload",
+        problem=str(error),
     )
 
 
-def _token_lags(header: RolloutHeader, span_lags: Sequence[int]) -> npt.NDArray[np.int64] | None:
-    """[L], the lag of each token's version span; None where there is one span."""
-    if len(span_lags) < 2:
-        return None
-    lags = np.empty(header.num_completion_tokens, dtype=np.int64)
-    for lag, (start, end) in zip(span_lags, header.span_ranges(), strict=True):
-        lags[start:end] = lag
-    return lags
-
-
-def _arrays_or_error(frames: Sequence[memoryview]) -> RolloutArrays | DataError:
-    try:
-        return arrays_from_frames(frames)
-    except DataError as error:
-        return error
+def _failed(
+    wanted: Sequence[RolloutId], received: Set[RolloutId], findings: Sequence[Finding]
+) -> _Failed:
+    lost = {item.group_id for item in wanted if item not in received}
+    bad = {finding.group_id for finding in findings}
+    return _Failed(bad=tuple(sorted(bad)), lost=tuple(sorted(lost)), findings=tuple(findings))

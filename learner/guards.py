@@ -30,15 +30,12 @@ class SpikeGuard:
     settings: GuardsConfig = field(default_factory=GuardsConfig)
     taken: deque[StepStatistics] = field(default_factory=deque)
     """Oldest first, at most ``spike_window``."""
-    skipped: int = 0
-    """Batches refused since the last step was taken."""
 
     def remember(self, *steps: StepStatistics) -> None:
         """Steps that were taken, oldest first."""
         self.taken.extend(steps)
         while len(self.taken) > self.settings.spike_window:
             self.taken.popleft()
-        self.skipped = 0
 
     def refuse(self, loss: float, grad_norm: float) -> str:
         """Why the step must not be taken; "" unless ``spike`` is ``skip``."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from common.types import RolloutId
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.layout import ChunkLayout, MicrobatchLayout, PlannedRollout
 
 Packer = Callable[[Sequence[PlannedRollout]], tuple[MicrobatchLayout, ...]]
@@ -44,7 +44,6 @@ def mini_batches(
 def _merged(chunks: Sequence[Chunk]) -> Chunk:
     """All chunks as one, without what their layouts have dropped."""
     group_ids = tuple(group_id for chunk in chunks for group_id in chunk.layout.group_ids)
-    kept = frozenset(group_ids)
     num_ranks = len(chunks[0].layout.ranks)
     return Chunk(
         layout=ChunkLayout(
@@ -57,8 +56,7 @@ def _merged(chunks: Sequence[Chunk]) -> Chunk:
         rollouts={
             rollout_id: rollout
             for chunk in chunks
-            for rollout_id, rollout in chunk.rollouts.items()
-            if rollout_id.group_id in kept
+            for rollout_id, rollout in chunk.kept_rollouts.items()
         },
         documents={key: item for chunk in chunks for key, item in chunk.documents.items()},
     )

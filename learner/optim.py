@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from common.config import LearnerConfig
+from learner.checkpoint_tensors import TrainedModel
 from learner.narrow_adamw import NarrowAdamW
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -48,6 +50,17 @@ def build_adamw(
             "exp_avg_sq": torch.zeros_like(weight, dtype=_DTYPES[moments]),
         }
     return optimizer
+
+
+def configured_adamw(model: TrainedModel, settings: LearnerConfig) -> torch.optim.Optimizer:
+    """:func:`build_adamw` for what is trained of ``model``, as ``[learner]`` says."""
+    return build_adamw(
+        [weight for _, weight in model.trained_weights()],
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        decay_on=settings.weight_decay_on,
+        moments=settings.optimizer_dtype,
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -8,7 +8,7 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from common.config import Config, LearnerConfig
 from common.types import RolloutId
-from learner.batch import Document, Float64Array, Microbatch, build_microbatch, empty_microbatch
+from learner.batch import Document, Float64Array, Microbatch
+from learner.chunk import Chunk, microbatches_of
 from learner.critic import ValueModel, evaluate_critic
 from learner.critic_update import gae_documents
-from learner.group_source import Chunk
-from learner.layout import MicrobatchLayout
 from learner.mesh import Mesh
 from learner.model import AdaptersOff, PolicyModel, evaluate_policy
 from learner.objectives.kl import kl_estimate
@@ -30,19 +29,6 @@ from learner.objectives.kl import kl_estimate
 def has_several_updates(learner: LearnerConfig) -> bool:
     """Whether the policy moves while a batch is computed."""
     return learner.updates_per_batch * learner.epochs_per_batch > 1
-
-
-def microbatches_of(
-    chunk: Chunk, mesh: Mesh
-) -> Iterator[tuple[MicrobatchLayout | None, Microbatch]]:
-    """This rank's microbatches, as many on every rank; an empty one has no layout."""
-    mine = chunk.layout.ranks[mesh.rank]
-    for number in range(chunk.layout.num_microbatches):
-        layout = mine[number] if number < len(mine) else None
-        microbatch = empty_microbatch()
-        if layout is not None:
-            microbatch = build_microbatch(layout, chunk.documents)
-        yield layout, microbatch.to(mesh.device)
 
 
 @dataclass(slots=True, kw_only=True)

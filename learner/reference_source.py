@@ -12,11 +12,9 @@ from common.arrays import Float32Array, logprobs_from_frame
 from common.errors import DataError, FatalError
 from common.messages import FetchReferences, References, SetReference
 from common.types import RolloutId, VerifiedGroup, WeightVersion
-from learner.broker_client import BrokerClient
+from learner.broker_client import BrokerClient, in_portions
 from learner.mesh import Mesh
 from learner.screening import judged
-
-_FETCHED_AT_ONCE = 512
 
 
 class ReferenceSource:
@@ -65,9 +63,8 @@ class ReferenceSource:
         found: dict[RolloutId, Float32Array | None] = {}
         if self.version is None:
             return found
-        for start in range(0, len(wanted), _FETCHED_AT_ONCE):
-            part = tuple(wanted[start : start + _FETCHED_AT_ONCE])
-            decoded = self._channel.request(FetchReferences(rollout_ids=part))
+        for part in in_portions(wanted):
+            decoded = self._channel.request(FetchReferences(rollout_ids=tuple(part)))
             reply = decoded.message
             kept = reply.references if isinstance(reply, References) else ()
             if [header.reference_version for header in kept] != [self.version] * len(part):

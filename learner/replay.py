@@ -27,14 +27,15 @@ from common.metrics import Metrics
 from common.types import VerifiedGroup, WeightVersion
 from common.weight_layout import Canary
 from learner.checkpoint import checkpoint_path, complete_checkpoints, read_state
+from learner.chunk import Chunk
 from learner.flight_recorder import read_recording, recording_path
-from learner.group_source import Chunk
 from learner.lineage import Lineage, read_lineage
 from learner.mesh import Mesh, learner_mesh
 from learner.model import PolicyModel
 from learner.preparation import has_several_updates
 from learner.replay_report import Replayed, write_replay
-from learner.run_state import TrainingRun, build_run
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from learner.step_record import StepRecord, read_step_record, record_path
 from learner.token_rows import TokenRecorder, TokenRow
 
@@ -66,12 +67,12 @@ def replay(config: Config, mesh: Mesh, policy_step: int) -> Replayed:
         return _look_into(run, paths, policy_step, start)
 
 
-def replayable_steps(paths: RunPaths, lineage: Lineage, rank: int) -> list[int]:
-    """Steps that a checkpoint leads to over recordings without a gap."""
+def replayable_steps(paths: RunPaths, lineage: Lineage) -> list[int]:
+    """Steps that a checkpoint leads to over recordings of every rank without a gap."""
     found: set[int] = set()
     for checkpoint in _own_checkpoints(paths, lineage):
         step = checkpoint
-        while _has_recording(paths, lineage, step, rank):
+        while _is_recorded(paths, lineage, step):
             found.add(step)
             step += 1
     return sorted(found)
@@ -82,7 +83,7 @@ def _agreed_start(paths: RunPaths, lineage: Lineage, mesh: Mesh, policy_step: in
     answer = {"step": 0, "problem": ""}
     if mesh.is_main:
         try:
-            answer["step"] = starting_checkpoint(paths, lineage, mesh.rank, policy_step)
+            answer["step"] = starting_checkpoint(paths, lineage, policy_step)
         except CheckpointError as error:
             answer["problem"] = str(error)
     agreed = msgspec.json.decode(mesh.broadcast(msgspec.json.encode(answer)), type=_Start)
@@ -91,7 +92,7 @@ def _agreed_start(paths: RunPaths, lineage: Lineage, mesh: Mesh, policy_step: in
     return agreed.step
 
 
-def starting_checkpoint(paths: RunPaths, lineage: Lineage, rank: int, policy_step: int) -> int:
+def starting_checkpoint(paths: RunPaths, lineage: Lineage, policy_step: int) -> int:
     """The newest checkpoint from which ``policy_step`` can be reached.
 
     Raises :class:`CheckpointError` with the steps that can be replayed.
@@ -99,9 +100,9 @@ def starting_checkpoint(paths: RunPaths, lineage: Lineage, rank: int, policy_ste
     usable = [step for step in _own_checkpoints(paths, lineage) if step <= policy_step]
     for checkpoint in sorted(usable, reverse=True):
         steps = range(checkpoint, policy_step + 1)
-        if all(_has_recording(paths, lineage, step, rank) for step in steps):
+        if all(_is_recorded(paths, lineage, step) for step in steps):
             return checkpoint
-    possible = replayable_steps(paths, lineage, rank)
+    possible = replayable_steps(paths, lineage)
     raise CheckpointError(
         f"{paths.recordings}: step {policy_step} cannot be replayed, {_described(possible)} can "
         "(a step needs its recording and those back to a checkpoint: raise learner.recorded_steps "
@@ -195,10 +196,15 @@ def _check_digest(run: TrainingRun, record: StepRecord) -> None:
         )
 
 
-def _has_recording(paths: RunPaths, lineage: Lineage, step: int, rank: int) -> bool:
+def _is_recorded(paths: RunPaths, lineage: Lineage, step: int) -> bool:
+    """Whether the step's record and the rollouts of all its ranks are there."""
     incarnation = lineage.incarnation_at(step)
-    recording = recording_path(paths.recordings, step, incarnation, rank)
-    return recording.exists() and record_path(paths.step_records, step, incarnation).exists()
+    record = record_path(paths.step_records, step, incarnation)
+    if not record.exists():
+        return False
+    ranks = range(read_step_record(record).world_size)
+    files = (recording_path(paths.recordings, step, incarnation, rank) for rank in ranks)
+    return all(file.exists() for file in files)
 
 
 def _own_checkpoints(paths: RunPaths, lineage: Lineage) -> list[int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.errors import FatalError
 from learner.efficiency import describe_efficiency, model_cost, peak_flops, peak_memory
 from learner.replica_check import compare_replicas
 from learner.run_state import TrainingRun
 from learner.screening import Screen
-from learner.step_metrics import ReadableRollout, describe_groups, describe_tokens
+from learner.step_metrics import describe_groups, describe_tokens
 from learner.step_record import StepStatistics
+from learner.telemetry import ReadableRollout
 from learner.token_statistics import TokenStatistics
 from learner.training_batch import StepOutcome, TrainingBatch
 
@@ -31,8 +32,7 @@ def report_step(
     incarnation = run.lineage.incarnation
     if run.telemetry is None or run.telemetry.has_step(incarnation, batch.policy_step):
         return tokens
-    screen = Screen(run.config, run.lineage, batch.policy_step)
-    groups = describe_groups(batch.groups, screen)
+    groups = describe_groups(batch.groups, Screen(run.config, run.lineage, batch.policy_step))
     run.telemetry.record_step(
         policy_step=batch.policy_step,
         incarnation=incarnation,
@@ -44,6 +44,13 @@ def report_step(
         | {"rss_peak_bytes": memory.rss, "device_peak_bytes": memory.device or None},
     )
     run.telemetry.record_rollouts(batch.policy_step, shown)
+    _log_step(run, batch, outcome, groups)
+    return tokens
+
+
+def _log_step(
+    run: TrainingRun, batch: TrainingBatch, outcome: StepOutcome, groups: Mapping[str, object]
+) -> None:
     run.process.metrics.set("headrace_policy_step", batch.policy_step + 1)
     run.process.log.info(
         "step",
@@ -54,7 +61,6 @@ def report_step(
         loss=outcome.loss,
         grad_norm=outcome.grad_norm,
     )
-    return tokens
 
 
 def watch_step(
@@ -88,12 +94,7 @@ def watch_step(
 def _efficiency(
     run: TrainingRun, batch: TrainingBatch, seconds: dict[str, float]
 ) -> dict[str, float]:
-    rollouts = [
-        rollout
-        for chunk in batch.chunks
-        for rollout_id, rollout in chunk.rollouts.items()
-        if rollout_id.group_id in chunk.layout.group_ids
-    ]
+    rollouts = [item for chunk in batch.chunks for item in chunk.kept_rollouts.values()]
     return describe_efficiency(
         num_tokens=sum(rollout.num_trained_tokens for rollout in rollouts),
         flops=model_cost(run.policy).flops(rollouts),

@@ -1,4 +1,4 @@
-"""Everything that one training run holds, built once, and the moves that change it.
+"""Everything that one training run holds, and the moves that change it.
 
 The order of a step is the protocol: weights change, the step record becomes durable, the broker
 commits the step, the weights are published. Killed between any two of these, a restarted learner
@@ -8,47 +8,43 @@ replays the record and arrives at the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
-from common.config import Config, LoraConfig
-from common.config_loader import to_toml
+from common.config import Config
 from common.errors import CheckpointError
 from common.lifecycle import Process
 from common.messages import CommitCheckpoint, CommitStep
-from common.payloads.wiring import SyncPayloadClient
 from common.torch.weight_files import prune_versions
-from common.types import INITIAL_VERSION, Role, WeightVersion
+from common.types import INITIAL_VERSION, WeightVersion
 from learner.broker_client import BrokerClient
 from learner.canary import compute_canary
 from learner.checkpoint import (
     CheckpointState,
     checkpoint_path,
+    config_digest,
     load_checkpoint,
     named_references,
     oldest_checkpoint,
 )
 from learner.checkpoint_tensors import Trainees
 from learner.checkpoint_writer import CheckpointWriter
-from learner.critic_update import build_critic
-from learner.digests import base_digest, policy_digest
-from learner.findings import MAX_NAMED
+from learner.digests import policy_digest
 from learner.flight_recorder import prune_recordings, recording_path, write_recording
-from learner.group_source import GroupSource, PayloadFetcher
+from learner.group_source import GroupSource
 from learner.lineage import Lineage
 from learner.mesh import Mesh
-from learner.model import AdaptersOff, PolicyModel, load_policy
-from learner.optim import build_adamw, set_learning_rate
+from learner.model import PolicyModel
+from learner.optim import set_learning_rate
 from learner.publishing import Publisher
 from learner.reference import Reference
 from learner.schedule import learning_rate
-from learner.step_metrics import Stopwatch, Telemetry
 from learner.step_record import StepRecord, StepStatistics, write_step_record
+from learner.stopwatch import Stopwatch
+from learner.telemetry import Telemetry
 from learner.training_batch import StepOutcome, TrainingBatch
-from learner.update import Updater
+from learner.update import RefuseStep, Updater
 from learner.watch import StepWatch
 
 
@@ -92,9 +88,7 @@ class TrainingRun:
         """The reference policy that the next step is computed with, None without a KL term."""
         return None if self.reference is None else self.reference.version
 
-    def apply(
-        self, batch: TrainingBatch, refuse: Callable[[float, float], str] | None = None
-    ) -> StepOutcome:
+    def apply(self, batch: TrainingBatch, refuse: RefuseStep | None = None) -> StepOutcome:
         """Turn an accumulated batch into new weights, unless it is not finite or refused."""
         rate = learning_rate(self.config.learner, batch.policy_step)
         set_learning_rate(self.optimizer, rate)
@@ -115,18 +109,8 @@ class TrainingRun:
     ) -> None:
         """Make the step durable here, then at the broker; the policy is then one step further."""
         self._keep_recording(batch)
-        digest = self.digest()
+        record = self._step_record(batch, statistics)
         if self.mesh.is_main:
-            record = StepRecord(
-                incarnation=self.lineage.incarnation,
-                policy_step=batch.policy_step,
-                group_ids=tuple(batch.group_ids),
-                chunks=tuple(batch.layouts),
-                world_size=self.mesh.world_size,
-                weight_digest=digest,
-                reference_version=self.reference_version,
-                statistics=statistics,
-            )
             write_step_record(self.process.paths.step_records, record)
             self.channel.request(
                 CommitStep(
@@ -137,6 +121,18 @@ class TrainingRun:
             )
         self.policy_step = batch.policy_step + 1
         self.commit_checkpoint()
+
+    def _step_record(self, batch: TrainingBatch, statistics: StepStatistics | None) -> StepRecord:
+        return StepRecord(
+            incarnation=self.lineage.incarnation,
+            policy_step=batch.policy_step,
+            group_ids=tuple(batch.group_ids),
+            chunks=tuple(batch.layouts),
+            world_size=self.mesh.world_size,
+            weight_digest=self.digest(),
+            reference_version=self.reference_version,
+            statistics=statistics,
+        )
 
     def _keep_recording(self, batch: TrainingBatch) -> None:
         """Keep this rank's rollouts for a replay; a disk that is full costs the recording only."""
@@ -298,100 +294,3 @@ class TrainingRun:
         if self.mesh.is_main and self.reference is not None:
             named = named_references(self.process.paths.checkpoints)
             prune_versions(self.process.paths.references, 1, named)
-
-
-def build_run(
-    process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publisher
-) -> TrainingRun:
-    """Load the initial policy and everything around it; no step is taken."""
-    config = process.config
-    torch.set_num_threads(config.learner.num_threads)
-    path, max_length = Path(config.model.path), config.model.max_length
-    policy = load_policy(
-        path, mesh, max_length=max_length, settings=config.learner, seed=config.run.seed
-    )
-    reference = _reference(process, mesh, policy)
-    weights = [weight for _, weight in policy.trained_weights()]
-    optimizer = build_adamw(
-        weights,
-        betas=config.learner.betas,
-        weight_decay=config.learner.weight_decay,
-        decay_on=config.learner.weight_decay_on,
-        moments=config.learner.optimizer_dtype,
-    )
-    run = TrainingRun(
-        process=process,
-        channel=channel,
-        mesh=mesh,
-        publisher=publisher,
-        policy=policy,
-        optimizer=optimizer,
-        updater=Updater(
-            policy,
-            optimizer,
-            config,
-            mesh,
-            None if reference is None else reference.model,
-            build_critic(config, mesh),
-        ),
-        source=GroupSource(
-            channel,
-            mesh,
-            config,
-            process.stop,
-            policy.vocab_size,
-            _payloads(process, channel),
-            attention_ratio=policy.attention_ratio,
-            hidden_attention_ratio=policy.hidden_attention_ratio,
-        ),
-        writer=CheckpointWriter(
-            process.paths.checkpoints, mesh, keep=config.learner.keep_checkpoints
-        ),
-        stopwatch=Stopwatch(),
-        telemetry=(
-            Telemetry(config, process.paths, process.metrics, process.log) if mesh.is_main else None
-        ),
-        lineage=Lineage(),
-        reference=reference,
-        base_digest=base_digest(policy, mesh),
-        watch=StepWatch(config.learner),
-    )
-    run.expect_reference()
-    if mesh.is_main:
-        run.source.on_findings = lambda reason, findings: process.log.warning(
-            "groups evicted",
-            reason=reason.value,
-            findings=[finding.message() for finding in findings[:MAX_NAMED]],
-        )
-    return run
-
-
-def _reference(process: Process, mesh: Mesh, policy: PolicyModel) -> Reference | None:
-    """The initial reference policy; its model only where this learner computes with it."""
-    config = process.config
-    if config.learner.loss.kl_coefficient <= 0:
-        return None
-
-    def load() -> PolicyModel:
-        path = Path(config.model.path)
-        settings = replace(config.learner, lora=LoraConfig())
-        model = load_policy(path, mesh, max_length=config.model.max_length, settings=settings)
-        return model.requires_grad_(False)
-
-    model: PolicyModel | AdaptersOff | None = None
-    if not config.has_verifier_reference:
-        stays_initial = policy.has_adapters and not config.learner.reference_reset_every
-        model = AdaptersOff(policy) if stays_initial else load()
-    return Reference(root=process.paths.references, mesh=mesh, load_initial=load, model=model)
-
-
-def _payloads(process: Process, channel: BrokerClient) -> PayloadFetcher | None:
-    """Fetches what stores and actors hold; it ends with the process."""
-    if process.config.stores.payloads == "broker":
-        return None
-    return SyncPayloadClient(process.config, channel.request, Role.LEARNER, process.name)
-
-
-def config_digest(config: Config) -> str:
-    """16 hexadecimal digits of the resolved configuration."""
-    return hashlib.sha256(to_toml(config).encode()).hexdigest()[:16]

@@ -24,7 +24,8 @@ from common.lifecycle import die_with_parent
 from common.logs import configure_logs
 from common.text_tokenizer import TextTokenizer
 from common.types import RolloutId
-from learner.batch import Document, build_microbatch, empty_microbatch
+from learner.batch import Document
+from learner.chunk import Chunk, microbatches_of
 from learner.export import export_model
 from learner.layout import PlannedRollout, plan_chunk
 from learner.mesh import Mesh, learner_mesh
@@ -136,25 +137,23 @@ def _accumulate(
     policy: PolicyModel, batch: Sequence[Document], config: Config, mesh: Mesh
 ) -> float:
     """Add the gradient sums of ``batch``; returns the summed loss over all ranks."""
-    keyed = {
+    documents = {
         RolloutId(group_id=place, index=0, attempt=0): document
         for place, document in enumerate(batch)
     }
+    planned = {rollout_id: _planned(rollout_id, item) for rollout_id, item in documents.items()}
     layout = plan_chunk(
         range(len(batch)),
-        [_planned(rollout_id, document) for rollout_id, document in keyed.items()],
+        list(planned.values()),
         num_ranks=mesh.world_size,
         row_tokens=config.learner.row_tokens,
         microbatch_tokens=config.learner.microbatch_tokens,
         attention_ratio=policy.attention_ratio,
         hidden_attention_ratio=policy.hidden_attention_ratio,
     )
-    mine = layout.ranks[mesh.rank]
+    chunk = Chunk(layout=layout, rollouts=planned, documents=documents)
     total = torch.zeros((), dtype=torch.float64)
-    for number in range(layout.num_microbatches):
-        packed = (
-            build_microbatch(mine[number], keyed) if number < len(mine) else empty_microbatch()
-        ).to(mesh.device)
+    for _, packed in microbatches_of(chunk, mesh):
         logprobs, _ = run_policy(policy, packed, 1.0)
         loss = -(logprobs * packed.weights).sum()
         loss.backward()

@@ -23,7 +23,7 @@ from common.config import Config, LearnerConfig, ModelConfig, RunConfig
 from common.types import RolloutId
 from learner.attention import packed_mask
 from learner.batch import Document, Microbatch, build_microbatch
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.layout import ChunkLayout, PlannedRollout, plan_chunk
 from learner.mesh import Mesh
 from learner.model import PolicyModel

@@ -86,11 +86,7 @@ class TokenStatistics:
     def observe(self, view: TokenView, kl_coefficient: float, entropy_coefficient: float) -> None:
         """Add a microbatch; a coefficient is 0 where the term is no part of the loss."""
         microbatch = view.microbatch
-        # of several updates of one batch each compares the policy before the first: what has moved
-        # since is seen in the clip
-        policy = view.policy_logprobs.detach()
-        if microbatch.proximal_logprobs is not None:
-            policy = microbatch.proximal_logprobs
+        policy = view.unmoved_logprobs
         log_ratio = (policy - microbatch.behavior_logprobs).double()
         ratio = importance_ratio(policy, microbatch.behavior_logprobs).double()
         columns = {

@@ -33,6 +33,15 @@ class TokenView:
     denominator: float
     """What the sums are divided by, as far as it is counted: with one update, not to the end."""
 
+    @property
+    def unmoved_logprobs(self) -> Tensor:
+        """float32 [T] nats without a gradient, of the policy before the first of several updates.
+
+        What is compared with the sampler: what moves within a batch is seen in the clip.
+        """
+        before = self.microbatch.proximal_logprobs
+        return self.policy_logprobs.detach() if before is None else before
+
     def documents(self) -> Iterator[tuple[RolloutId, slice]]:
         """Each rollout with its place among the T tokens."""
         start = 0

@@ -17,17 +17,19 @@ from common.messages import EndRun
 from common.trackers import tracker_problems
 from common.types import EvictReason
 from learner.broker_client import BrokerClient
+from learner.chunk import Chunk
 from learner.culprits import find_culprits, without_groups
 from learner.export import export_model
 from learner.findings import MAX_NAMED
-from learner.group_source import Chunk, Ending
+from learner.group_source import Ending
 from learner.mesh import Mesh
 from learner.publishing import Publisher
 from learner.reporting import report_step, watch_step
 from learner.resume import start_or_resume
-from learner.run_state import TrainingRun, build_run
-from learner.step_metrics import NUM_READABLE, ReadableRollout, readable_rollouts
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from learner.step_record import StepStatistics
+from learner.telemetry import NUM_READABLE, ReadableRollout, readable_rollouts
 from learner.training_batch import StepOutcome, TrainingBatch
 from learner.watch import WatchMemory, read_memory
 

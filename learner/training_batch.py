@@ -11,8 +11,8 @@ from torch import Tensor
 
 from common.config import LossConfig
 from common.types import VerifiedGroup
+from learner.chunk import Chunk
 from learner.critic_update import CRITIC_SUMS
-from learner.group_source import Chunk
 from learner.layout import ChunkLayout
 from learner.objectives.advantages import batch_advantages
 from learner.token_statistics import TokenStatistics
@@ -116,8 +116,7 @@ def with_batch_advantages(chunks: Sequence[Chunk], settings: LossConfig) -> list
     planned = {
         rollout_id: rollout.advantage
         for chunk in chunks
-        for rollout_id, rollout in chunk.rollouts.items()
-        if rollout_id.group_id in chunk.layout.group_ids
+        for rollout_id, rollout in chunk.kept_rollouts.items()
     }
     values = batch_advantages(list(planned.values()), settings)
     advantages = dict(zip(planned, values.tolist(), strict=True))

@@ -21,7 +21,8 @@ from learner.checkpoint import newest_checkpoint
 from learner.checkpoint_tensors import named_tensors
 from learner.main import run_learner
 from learner.mesh import Mesh
-from learner.run_state import TrainingRun, build_run
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from learner.train import take_step
 from tests.unit.learner.small_run import RecordingPublisher, small_broker, small_config
 

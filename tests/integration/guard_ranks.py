@@ -21,7 +21,7 @@ from learner.mesh import Mesh, learner_mesh
 from learner.replay import replay
 from learner.replica_check import compare_replicas
 from learner.resume import start_or_resume
-from learner.run_state import build_run
+from learner.run_setup import build_run
 from learner.train import take_step
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from learner.canary import compute_canary
+from learner.chunk import Chunk
 from learner.digests import policy_digest
 from learner.export import gather_weights
-from learner.group_source import Chunk
 from learner.mesh import learner_mesh
 from learner.model import load_policy
 from learner.reference import load_weights, save_weights
-from learner.run_state import TrainingRun, build_run
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from learner.training_batch import TrainingBatch
 from tests.builders import version
 from tests.unit.learner.small_run import (

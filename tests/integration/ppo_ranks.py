@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Config, CriticConfig
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.mesh import learner_mesh
-from learner.run_state import TrainingRun, build_run
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from tests.unit.learner.small_run import (
     RecordingPublisher,
     small_broker,

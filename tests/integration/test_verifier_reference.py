@@ -45,7 +45,8 @@ from common.types import (
 )
 from learner.group_source import Ending
 from learner.resume import start_or_resume
-from learner.run_state import TrainingRun, build_run
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from learner.step_record import read_step_record, record_path
 from learner.train import finish, take_step
 from learner.weight_publisher import WeightPublisher

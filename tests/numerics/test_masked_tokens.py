@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.arrays import RolloutArrays
 from learner.batch import Document, pack
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.model import load_policy
 from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun

@@ -20,7 +20,8 @@ from common.weight_layout import Canary
 from learner.digests import policy_digest
 from learner.mesh import Mesh
 from learner.model import PolicyModel
-from learner.run_state import TrainingRun, build_run
+from learner.run_setup import build_run
+from learner.run_state import TrainingRun
 from learner.tiny_model import TinyModelShape, build_tiny_model
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 

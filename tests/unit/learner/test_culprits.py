@@ -12,9 +12,9 @@ from common.arrays import Float32Array
 from common.errors import FatalError
 from common.types import RolloutId
 from learner.batch import Document
+from learner.chunk import Chunk
 from learner.culprits import find_culprits, without_groups
 from learner.findings import Finding
-from learner.group_source import Chunk
 from learner.run_state import TrainingRun
 from learner.step_record import StepStatistics, read_step_record, record_path
 from learner.train import take_step

@@ -10,7 +10,8 @@ import pytest
 
 from common.arrays import RolloutArrays
 from common.errors import FatalError
-from learner.group_source import Chunk, Ending
+from learner.chunk import Chunk
+from learner.group_source import Ending
 from learner.lineage import Lineage
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 from tests.unit.learner.small_run import GROUP_SIZE, VOCAB_SIZE, small_config, small_run

@@ -24,7 +24,8 @@ from common.types import (
     VerifiedGroup,
     VerifiedRollout,
 )
-from learner.group_source import Chunk, Ending
+from learner.chunk import Chunk
+from learner.group_source import Ending
 from learner.lineage import Lineage
 from learner.screening import Screen
 from learner.train import train

@@ -18,7 +18,7 @@ from common.errors import CheckpointError, FatalError
 from common.messages import AnyMessage, FetchReferences, References, SetReference
 from common.torch.weight_files import published_versions
 from common.types import INITIAL_VERSION, ReferenceHeader, WeightVersion
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.model import PolicyModel, load_policy
 from learner.reference import load_weights
 from learner.run_state import TrainingRun

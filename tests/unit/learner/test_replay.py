@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,7 +20,7 @@ from learner.lineage import Lineage
 from learner.replay import replay, replayable_steps
 from learner.replay_report import write_replay
 from learner.resume import start_or_resume
-from learner.step_record import read_step_record, record_path
+from learner.step_record import read_step_record, record_path, write_step_record
 from learner.train import take_step
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 from tests.unit.learner.small_run import (
@@ -127,7 +128,7 @@ def test_a_kl_term_and_several_updates_are_replayed_too(tmp_path: Path) -> None:
 
 def test_a_step_without_a_way_to_it_names_those_that_have_one(config: Config) -> None:
     paths = run_paths(config)
-    assert replayable_steps(paths, Lineage(), 0) == [2, 3, 4]
+    assert replayable_steps(paths, Lineage()) == [2, 3, 4]
     with pytest.raises(CheckpointError, match=r"step 9 cannot be replayed, 2-4 can .*raise"):
         replay(config, ALONE, 9)
     with pytest.raises(CheckpointError, match=r"step 0 cannot be replayed"):
@@ -138,7 +139,14 @@ def test_only_the_newest_recordings_that_a_checkpoint_leads_to_are_kept(tmp_path
     config = _finished(tmp_path, recorded_steps=2)
     kept = sorted(path.name for path in run_paths(config).recordings.iterdir())
     assert kept == ["00000003.0.0.safetensors", "00000004.0.0.safetensors"]
-    assert replayable_steps(run_paths(config), Lineage(), 0) == [4]
+    assert replayable_steps(run_paths(config), Lineage()) == [4]
+
+
+def test_a_step_that_one_rank_did_not_record_cannot_be_replayed(tmp_path: Path) -> None:
+    paths = run_paths(_finished(tmp_path))
+    record = read_step_record(record_path(paths.step_records, 3, 0))
+    write_step_record(paths.step_records, msgspec.structs.replace(record, world_size=2))
+    assert replayable_steps(paths, Lineage()) == [2, 4]
 
 
 def test_a_damaged_recording_is_named(tmp_path: Path) -> None:

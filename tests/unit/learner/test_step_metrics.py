@@ -19,7 +19,9 @@ from common.types import (
 )
 from learner.lineage import Lineage
 from learner.screening import Screen
-from learner.step_metrics import Stopwatch, Telemetry, describe_groups
+from learner.step_metrics import describe_groups
+from learner.stopwatch import Stopwatch
+from learner.telemetry import Telemetry
 from learner.training_batch import SUMS, StepOutcome
 from tests.builders import prompt, rollout_header, version
 from tests.unit.learner.small_run import small_config, small_model, small_process

@@ -14,7 +14,8 @@ from torch import Tensor
 from common.config import Config
 from common.types import RolloutId
 from learner.batch import Document, build_microbatch
-from learner.group_source import Chunk, Ending
+from learner.chunk import Chunk
+from learner.group_source import Ending
 from learner.layout import ChunkLayout
 from learner.model import load_policy, run_policy
 from learner.objectives.aggregation import Aggregation

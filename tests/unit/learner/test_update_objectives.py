@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.config import Config, LossConfig
-from learner.group_source import Chunk
+from learner.chunk import Chunk
 from learner.run_state import TrainingRun
 from learner.training_batch import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from common.config import Config, CriticConfig
 from common.types import RolloutId
 from learner.batch import Document
+from learner.chunk import Chunk
 from learner.critic_update import CriticTrainer
-from learner.group_source import Chunk
 from learner.minibatches import split_rollouts
 from learner.run_state import TrainingRun
 from learner.training_batch import StepOutcome
