@@ -95,6 +95,15 @@ def test_faster_with_other_rewards_is_not_passed() -> None:
     assert not result.passed
 
 
+def test_a_curve_that_is_right_by_updates_but_late_by_steps_is_not_passed() -> None:
+    theirs = _lap(3.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    late = replace(_lap(1.0, 0.1, 0.1, 0.1, 0.2, 0.3, 0.4), sampled_at=(0.0, 0.0, 0.0, 1, 2, 3))
+    result = result_of(RACE, {"headrace": [late] * 2, "trl": [theirs] * 2}, {1: 3.0})
+    by_update = compare_curves([late.rewards] * 2, [rewards_at(late, theirs)] * 2)
+    assert all(third.agree for third in by_update)
+    assert not result.passed
+
+
 def test_a_batch_is_compared_with_the_policy_that_sampled_it() -> None:
     """Two updates back at most, none before the first."""
     theirs = _lap(1.0, 0.1, 0.3, 0.5, 0.7)
