@@ -13,7 +13,7 @@ BIN := .venv/bin
 PACKAGES := actors broker common deploy learner tests
 BENCH ?= codec
 CHAOS ?=
-TEST_SECONDS ?= 1440
+TEST_SECONDS ?= 2400
 # Most tests wait for processes that they start; the tests of one file run in order.
 TEST_WORKERS ?= 2
 
@@ -54,6 +54,7 @@ chaos-broker: setup ## kill a broker 1,000 times and more, print what it broke (
 
 chaos-learner: setup ## kill, halt and stop learners of 1, 2 and 4 ranks 300 times (about 20 min)
 	$(BIN)/python -m tests.chaos.learner $(CHAOS)
+	HEADRACE_EXHAUSTIVE=1 $(BIN)/pytest -q tests/chaos/test_learner_comes_back.py
 
 LOCK := uv pip compile pyproject.toml --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url \

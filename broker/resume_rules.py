@@ -209,9 +209,15 @@ def _deadline_under(
     *,
     is_known: bool,
 ) -> int:
-    """The group's deadline once ``timeline`` is current; a group without tokens starts afresh."""
+    """The group's deadline once ``timeline`` is current; a group without tokens starts afresh.
+
+    Its deadline is only its place in the queue. No open one may be below ``policy_step`` (I0 in
+    :mod:`broker.admission`), except under ``mask_tokens``: there deadlines pass and shut nobody
+    out, a group whose tokens were lost late may have such a one, and it stays first in the queue.
+    """
     if group.is_untouched:
-        return max(group.deadline_step, policy_step)
+        may_pass = ledger.rules.staleness == "mask_tokens"
+        return group.deadline_step if may_pass else max(group.deadline_step, policy_step)
     if is_known:
         return group.deadline_step
     versions = list(group.sampling_versions())

@@ -78,7 +78,8 @@ def submit_verdict(
 ) -> Decision[Outcome]:
     """Take a verdict: a judgement, an infrastructure failure (verify again) or bad data (drop).
 
-    Where the verdict is known already, only its ``reference`` is taken.
+    Where a verdict stands already, only the ``reference`` is taken: ``accepted`` says that the
+    verdict is the one that stands, any other is a ``duplicate``, whatever came with it.
     """
     group = ledger.groups.get(rollout_id.group_id)
     if group is None:
@@ -96,8 +97,7 @@ def submit_verdict(
         check_length(item.rollout, reference.num_tokens)
     version = None if reference is None else reference.reference_version
     if item.verdict is not None:
-        known = (verify_attempt, verdict) == (item.verify_attempt, item.verdict)
-        return _take_reference(ledger, group, rollout_id.index, verify_attempt, version, known)
+        return _take_reference(ledger, group, rollout_id.index, verify_attempt, version, verdict)
     if not verdict.status.is_judged:
         return _not_judged(ledger, group, rollout_id.index, verify_attempt, verdict)
     wanted = ledger.state.reference
@@ -121,16 +121,18 @@ def _take_reference(
     index: int,
     verify_attempt: int,
     version: WeightVersion | None,
-    is_known: bool,
+    verdict: Verdict,
 ) -> Decision[Outcome]:
-    """Take log-probabilities for a rollout whose verdict stands.
+    """Take log-probabilities for a rollout whose verdict stands; ``verdict`` came with them.
 
     Those of another reference than the present one are of no use; sent for the lease in force,
-    they end it, and the rollout waits again. ``is_known`` marks a submission that was taken before.
+    they end it, and the rollout waits again.
     """
     item, wanted = group.indices[index], ledger.state.reference
     if item.verdict is None:
         raise ValueError("only a judged rollout waits for its reference")
+    is_known = (verify_attempt, verdict) == (item.verify_attempt, item.verdict)
+    outcome = _outcome_beside(item.verdict, verdict)
     if wanted is None or version == wanted:
         verified = events.Verified(
             group_id=group.group_id,
@@ -140,14 +142,25 @@ def _take_reference(
             reference=wanted,
         )
         if wanted is None:
-            return Decision((verified,), "accepted")
+            return Decision((verified,), outcome)
         repeated = events.Counted(what=Counter.REFERENCE_REPEATED)
-        return Decision((verified, repeated), "accepted")
+        return Decision((verified, repeated), outcome)
     if _is_verifying(item, verify_attempt):
         error = "" if version is not None else "the reference pass gave no log-probabilities"
         released = release_rollout(ledger, group.group_id, index, verify_attempt, error=error)
-        return Decision(released.events, "accepted")
+        return Decision(released.events, outcome)
     return Decision((), "accepted") if is_known else counted(Counter.LATE, "late")
+
+
+def _outcome_beside(standing: Verdict, verdict: Verdict) -> Outcome:
+    """What the sender of ``verdict`` is told where ``standing`` is never replaced.
+
+    Two verifiers judge one rollout where a lease expired and both held it. The second one may bring
+    the reference that the first lacks, yet to accept its verdict would promise what is not kept. A
+    failure of the infrastructure is no verdict: it ends its lease, and that is all it asks for.
+    """
+    is_kept = verdict == standing or verdict.status is VerdictStatus.INFRA_ERROR
+    return "accepted" if is_kept else "duplicate"
 
 
 def _not_judged(

@@ -15,6 +15,14 @@ import pytest
 from tests.chaos.run_harness import POLL_S, LiveRun
 from tests.chaos.test_kill_each_process import check_finished, second_rank, write_run
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        os.environ.get("HEADRACE_EXHAUSTIVE") != "1",
+        reason="two whole runs: make chaos-learner has them",
+    ),
+]
 BACK_S = 30.0
 """On two quiet cores; on busy ones a start again may take as long as the first one took."""
 _ROLLOUTS = re.compile(r"^headrace_rollouts_total\S* (\S+)$", re.MULTILINE)
@@ -35,8 +43,6 @@ def learner_ends(run: LiveRun) -> list[str]:
     return [row["how"] for row in rows if (row["event"], row["name"]) == ("ended", "learner")]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_killed_rank_costs_half_a_minute_in_which_actors_generate(tmp_path: Path) -> None:
     launched_s = time.monotonic()
     run = LiveRun.start(write_run(tmp_path, num_steps=12, num_ranks=2), tmp_path / "out")
@@ -65,8 +71,6 @@ def test_a_killed_rank_costs_half_a_minute_in_which_actors_generate(tmp_path: Pa
     assert learner_ends(run) == ["signal 9 (SIGKILL)", "exit code 0"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_learner_that_is_stopped_alone_is_started_again_and_finishes(tmp_path: Path) -> None:
     run = LiveRun.start(write_run(tmp_path, num_steps=10), tmp_path / "out")
     try:

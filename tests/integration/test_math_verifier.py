@@ -72,7 +72,9 @@ def test_hostile_answers_cost_no_child_and_the_next_honest_one_is_right() -> Non
     import uvloop
 
     hostile = ["9^{9^{9}}", "(10^9)!", "(" * 3000, "9" * 100_000, "2" + "!" * 4000, "\x00", "\\"]
-    jobs = [job for answer in hostile for job in (_job(answer, "2"), _job("\\sqrt{4}", "2"))]
+    jobs = [
+        job for answer in hostile for job in (_job(answer, "2"), _job("\\sqrt{12}", "2\\sqrt{3}"))
+    ]
     values, num_restarts = uvloop.run(_judge_all(jobs))
     assert values == [0.0, 1.0] * len(hostile)
     assert num_restarts == 0

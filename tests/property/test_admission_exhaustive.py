@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from broker import events, step_rules
+from broker import events, resume_rules, step_rules
 from broker.admission import Staleness
 from broker.events import AnyEvent
 from broker.groups import GroupRecord, Place
@@ -48,6 +48,7 @@ class Claims:
         self._check_lag(after)
         self._check_count(decided, after)
         self._check_evictions(name, decided)
+        assert not resume_rules.adopt_rules(after).events, "a restart would change something"
         if self.rules.staleness == "wait":
             assert after.window().holds(), name
         else:

@@ -505,6 +505,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.window().holds(), self.ledger.window()
 
     @invariant()
+    def a_broker_that_starts_again_under_the_same_rules_changes_nothing(self) -> None:
+        assert not resume_rules.adopt_rules(self.ledger).events
+
+    @invariant()
     def nothing_goes_stale_unless_the_learner_forked(self) -> None:
         if self.ledger_rules.staleness == "wait" and not self.has_forked:
             assert EvictReason.STALE not in self.ledger.state.num_evicted

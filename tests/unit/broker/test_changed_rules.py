@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from broker import resume_rules
+from broker import resume_rules, rollout_rules
 from broker.admission import Staleness
 from broker.groups import Place
 from broker.ledger import Ledger
@@ -68,6 +68,35 @@ def test_fewer_groups_a_step_leave_no_group_behind_its_deadline() -> None:
     driver = restarted(before, groups_per_step=1)
     deadlines = sorted(g.deadline_step for g in driver.ledger.groups.values())
     assert deadlines == [0, 1] or deadlines == [1, 1]
+
+
+def with_an_overdue_group_that_is_given_back(driver: Driver) -> int:
+    """The deadline of its first group is due, then its actor is lost with all of its tokens."""
+    lease = driver.leased()
+    for step in range(driver.rules.max_policy_lag + 2):
+        driver.step(step)
+    driver.do(rollout_rules.release_prompt(driver.ledger, lease.lease, lost=True))
+    return lease.lease.group_id
+
+
+def test_a_group_that_waits_past_its_deadline_under_mask_tokens_keeps_its_place() -> None:
+    before = Driver(staleness="mask_tokens")
+    overdue = with_an_overdue_group_that_is_given_back(before)
+    group = before.ledger.groups[overdue]
+    assert group.is_untouched
+    assert group.deadline_step < before.ledger.state.policy_step
+    driver = restarted(before)
+    assert driver.ledger.state == before.ledger.state
+    newest = before.ledger.newest_version
+    assert driver.leased(newest).lease.group_id == overdue
+
+
+def test_a_group_that_waited_past_its_deadline_may_meet_one_once_nothing_is_masked() -> None:
+    before = Driver(staleness="mask_tokens")
+    overdue = with_an_overdue_group_that_is_given_back(before)
+    driver = restarted(before, staleness="wait")
+    assert driver.ledger.groups[overdue].deadline_step == driver.ledger.state.policy_step
+    assert driver.ledger.window().holds()
 
 
 def test_the_same_rules_change_nothing() -> None:

@@ -116,8 +116,63 @@ def test_the_verdict_that_a_reference_pass_echoes_cannot_change_the_first(
     other = Verdict(status=VerdictStatus.GRADED, reward=0.25)
     poison = Verdict(status=VerdictStatus.BAD_INPUT, reward=None, reason="no gold")
     for verdict in (other, poison):
-        assert driver.answer(driver.must_lease(), NEW, verdict) == "accepted"
+        assert driver.answer(driver.must_lease(), NEW, verdict) == "duplicate"
     assert driver.rewards(group_id) == [1.0, 1.0]
+    assert driver.pull(0) == [group_id], "the references are kept"
+
+
+OTHER = Verdict(status=VerdictStatus.GRADED, reward=0.25)
+
+
+def judged_while_another_holds_it(driver: ReferenceDriver) -> RolloutLease:
+    """The first lease on a rollout expires, its late verdict stands; returns the second lease."""
+    driver.generated()
+    first = driver.must_lease()
+    attempt = first.verify_attempt
+    driver.do(verdict_rules.release_rollout(driver.ledger, 0, 0, attempt, lost=True))
+    second = driver.must_lease()
+    assert second.rollout == first.rollout
+    driver.set(NEW)
+    assert driver.answer(first, OLD) == "accepted"
+    return second
+
+
+def test_a_second_judgement_brings_its_reference_and_is_told_that_it_does_not_stand(
+    driver: ReferenceDriver,
+) -> None:
+    second = judged_while_another_holds_it(driver)
+    for _ in range(2):  # sent again it is answered as it was
+        assert driver.answer(second, NEW, OTHER) == "duplicate"
+        assert driver.rewards(0) == [1.0, None]
+        assert driver.ledger.groups[0].references == {0: NEW}
+
+
+def test_a_second_judgement_that_brings_nothing_of_use_is_late(driver: ReferenceDriver) -> None:
+    second = judged_while_another_holds_it(driver)
+    for brought in (OLD, None):
+        assert driver.answer(second, brought, OTHER) == "late"
+    assert driver.must_lease().verdict == GRADED
+
+
+def test_another_judgement_without_its_reference_ends_the_lease_and_is_not_accepted(
+    driver: ReferenceDriver,
+) -> None:
+    driver.judged(OLD)
+    driver.set(NEW)
+    lease = driver.must_lease()
+    assert driver.answer(lease, None, OTHER) == "duplicate"
+    again = driver.must_lease()
+    assert (again.rollout, again.verdict) == (lease.rollout, GRADED)
+
+
+def test_a_pass_that_fails_is_accepted_beside_a_verdict_as_the_error_it_is(
+    driver: ReferenceDriver,
+) -> None:
+    driver.judged(OLD)
+    driver.set(NEW)
+    failed = Verdict(status=VerdictStatus.INFRA_ERROR, reward=None, reason="child died")
+    assert driver.answer(driver.must_lease(), None, failed) == "accepted"
+    assert driver.rewards(0) == [1.0, 1.0]
 
 
 def test_a_verdict_with_the_reference_of_before_the_reset_keeps_its_reward(
