@@ -79,7 +79,7 @@ def submit_verdict(
     """Take a verdict: a judgement, an infrastructure failure (verify again) or bad data (drop).
 
     Where a verdict stands already, only the ``reference`` is taken: ``accepted`` says that the
-    verdict is the one that stands, any other is a ``duplicate``, whatever came with it.
+    verdict is the one that stands, any other is a ``duplicate`` or ``late``, whatever it brings.
     """
     group = ledger.groups.get(rollout_id.group_id)
     if group is None:

@@ -158,12 +158,13 @@ class Segments:
         with self._tidy_lock:
             self.disk.check()
             self.spare.finish()
-            self._trim()
-            self.spare.take_in(self._take_due(self._released))
+            sealed, released = self._take_due()
+            self._trim(sealed)
+            self.spare.take_in(released)
 
-    def _trim(self) -> None:
+    def _trim(self, sealed: Sequence[Segment]) -> None:
         """Give back what is empty behind a durable seal."""
-        for segment in self._take_due(self._sealed):
+        for segment in sealed:
             try:
                 self._files.truncate(segment.descriptor, segment.tail)
             except OSError as error:
@@ -186,11 +187,14 @@ class Segments:
             self._released.extend((sequence, segment) for segment in released)
             self.disk.released_bytes += sum(segment.size for segment in released)
 
-    def _take_due(self, waiting: list[tuple[int, Segment]]) -> list[Segment]:
+    def _take_due(self) -> tuple[list[Segment], list[Segment]]:
+        """Sealed and released segments that may be dealt with, as of one moment.
+
+        A segment is sealed before it is released. Were they taken one after the other, a segment
+        could be deleted, or become a spare, and be trimmed the next time.
+        """
         with self._lock:
-            due = [segment for sequence, segment in waiting if sequence <= self._durable]
-            waiting[:] = [item for item in waiting if item[0] > self._durable]
-        return due
+            return _due(self._sealed, self._durable), _due(self._released, self._durable)
 
     # --- reading and closing ----------------------------------------------------------------------
 
@@ -224,3 +228,10 @@ class Segments:
         for segment in [*self._chain.values(), *released]:
             self._files.close(segment.descriptor)
         self.spare.close()
+
+
+def _due(waiting: list[tuple[int, Segment]], durable: int) -> list[Segment]:
+    """Takes out of ``waiting`` what waits for no more than ``durable``."""
+    due = [segment for sequence, segment in waiting if sequence <= durable]
+    waiting[:] = [item for item in waiting if item[0] > durable]
+    return due

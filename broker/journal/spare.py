@@ -142,8 +142,9 @@ class Spare:
             spare = self.segment
             if spare is None or self._disk.failure is not None or not spare.num_unwritten:
                 return False
-            size, offset = min(PREWRITTEN_BYTES, spare.num_unwritten), spare.size
-            offset -= spare.num_unwritten
+            with self._disk.lock:  # the spare may be growing
+                size = min(PREWRITTEN_BYTES, spare.num_unwritten)
+                offset = spare.size - spare.num_unwritten
             try:
                 self._disk.write(spare, [_ZEROS[:size]], size, offset)
             except OSError:  # a disk that is full even for allocated space

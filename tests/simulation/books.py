@@ -97,6 +97,8 @@ class Books:
     """What was lost as it may be; its acknowledgement may still be under way."""
     _deadlines: dict[int, int] = field(default_factory=dict)
     _attempts: set[int] = field(default_factory=set)
+    _void_grants: set[tuple[int, int]] = field(default_factory=set)
+    """Attempt and group of leases that were forgotten before anybody was told of them."""
     _errors_sent: Counter[int] = field(default_factory=Counter)
     _errors_accepted: Counter[tuple[int, int]] = field(default_factory=Counter)
     _num_leases: Counter[int] = field(default_factory=Counter)
@@ -394,10 +396,17 @@ class Books:
             elif isinstance(event, events.VerifyReleased):
                 self._errors_accepted[event.group_id, event.index] = 0
             elif isinstance(event, events.Leased | events.VerifyLeased):
-                self._attempts.discard(event.attempt)
+                self._forget_grant(event.attempt, event.group_id)
         if lost:
             self._newest_verification.clear()
             self.references.epoch += 1
+
+    def _forget_grant(self, attempt: int, group_id: int) -> None:
+        """The number may be granted anew; who is told of the first grant by then is not known."""
+        if attempt in self._attempts:
+            self._attempts.remove(attempt)
+        else:
+            self._void_grants.add((attempt, group_id))
 
     def _forget_verdict(self, event: events.Verified) -> None:
         for rollout_id in list(self.verdicts_sent):
@@ -465,10 +474,13 @@ class Books:
     # --- leases -----------------------------------------------------------------------------------
 
     def _granted(self, attempt: int, group_id: int) -> None:
+        self._num_leases[group_id] += 1
+        if (attempt, group_id) in self._void_grants:
+            self._void_grants.remove((attempt, group_id))  # its reply outlived the machine
+            return
         if attempt in self._attempts:
             raise Violation("G7", f"attempt {attempt} was granted twice", group_id)
         self._attempts.add(attempt)
-        self._num_leases[group_id] += 1
 
     def _served(self, group_id: int, index: int) -> None:
         if self._errors_accepted[group_id, index] >= self.rules.max_attempts:

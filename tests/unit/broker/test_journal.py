@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -368,6 +369,47 @@ def test_upkeep_in_its_thread_keeps_the_files_bounded_and_every_payload_readable
         assert [bytes(frame) for frame in again.payload(header.rollout_id)[1]] == frames
     assert again.num_bytes <= 2 * again.live_bytes + 5 * SEGMENT_BYTES
     again.close()
+
+
+class _BusyFiles(OsFiles):
+    """Something else goes on while a file is trimmed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], None] | None = None
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.fstat(descriptor)  # an open file
+        super().truncate(descriptor, size)
+        action, self.meanwhile = self.meanwhile, None
+        if action is not None:
+            action()
+
+
+def test_what_is_sealed_and_released_while_upkeep_trims_is_left_for_its_next_turn(
+    tmp_path: Path,
+) -> None:
+    files = _BusyFiles()
+    journal = Journal(tmp_path / "journal", "run", segment_bytes=SEGMENT_BYTES, files=files)
+    log = journal._log
+
+    def go_on(groups: range) -> None:
+        for group in groups:
+            journal.add_payload(*_payload(group, 9000))
+            journal.drop_payloads([group - 2])
+            journal.write()
+            log.make_durable()
+            journal.maintain()
+
+    files.meanwhile = lambda: go_on(range(30, 60))
+    go_on(range(30))
+    for _ in range(3):
+        log.tidy()
+    go_on(range(60, 90))
+    for group in (88, 89):
+        header, frames = _payload(group, 9000)
+        assert [bytes(frame) for frame in journal.payload(header.rollout_id)[1]] == frames
+    journal.close()
 
 
 def test_a_disk_that_fails_in_the_thread_ends_the_journal_at_its_next_use(
