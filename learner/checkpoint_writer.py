@@ -139,7 +139,7 @@ class CheckpointWriter:
         while not store.check([self._key(rank)]):
             if time.monotonic() > deadline_s:
                 raise CheckpointError(f"rank {rank} wrote nothing in {_PART_TIMEOUT_S:.0f} s")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # not a wait in the store: a process that ends could not leave it
         told = store.get(self._key(rank))
         store.delete_key(self._key(rank))
         return msgspec.json.decode(told, type=_Report)

@@ -325,7 +325,7 @@ def _round_trips(
             sent_s.append(now_s)
             socket.send_multipart(waiting.popleft())
         elif not sent_s:
-            time.sleep(max(due_s[0] - now_s, 0.0))
+            time.sleep(max(due_s[0] - now_s, 0.0))  # the offered load is a pace
         elif socket.poll(_poll_ms(due_s[0] - now_s) if waiting and due_s else None):
             num_ended, now_s = receive(), time.perf_counter()
             seconds.extend(now_s - sent_s.popleft() for _ in range(num_ended))

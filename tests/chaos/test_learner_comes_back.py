@@ -56,7 +56,7 @@ def test_a_killed_rank_costs_half_a_minute_in_which_actors_generate(tmp_path: Pa
         begin_s = time.monotonic()
         while not learner_ends(run):
             assert run.process.poll() is None, run.output()
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # a process that ends can only be asked again and again
         noticed_s, before = time.monotonic() - begin_s, max(before, run.num_steps())
         run.wait_for_step(before + 1)
         back_s, generated = time.monotonic() - begin_s, num_rollouts(run) - rollouts

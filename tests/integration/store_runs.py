@@ -99,7 +99,7 @@ class Roles:
             assert time.monotonic() < deadline, self.last_words()
             for name, process in self.running.items():
                 assert process.poll() in (None, 0), f"{name} ended: {self.last_words()}"
-            time.sleep(0.02)
+            time.sleep(0.02)  # other processes can only be asked again and again
 
     def last_words(self) -> str:
         logs = sorted(self.config.parent.glob("*.log"))

@@ -35,7 +35,7 @@ def _torchrun(folder: Path, what: str) -> tuple[int, str, float]:
     deadline_s = time.monotonic() + 200
     while not (folder / "waits").exists() and child.poll() is None:
         assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+        time.sleep(0.05)  # a process that starts can only be asked again and again
     begin_s = time.monotonic()
     output, _ = child.communicate(timeout=100)
     return child.returncode, output, time.monotonic() - begin_s
@@ -58,7 +58,7 @@ def _plainly(folder: Path, what: str) -> tuple[int, str, float]:
         deadline_s = time.monotonic() + 200
         while not (folder / "waits").exists():
             assert time.monotonic() < deadline_s
-            time.sleep(0.05)
+            time.sleep(0.05)  # a process that starts can only be asked again and again
         begin_s = time.monotonic()
         output, _ = ranks[0].communicate(timeout=100)
         return ranks[0].returncode, output, time.monotonic() - begin_s

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.config_loader import load_config
 from tests.chaos.broker.knife import Cut, arm
+from tests.chaos.zygote import ZygotePipe
 
 
 @dataclass(frozen=True)
@@ -31,36 +31,19 @@ class Zygote:
     """The parent of many brokers, one at a time."""
 
     def __init__(self, repository: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.broker.zygote"],
-            cwd=repository,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._pipe = ZygotePipe("tests.chaos.broker.zygote", cwd=repository)
 
     def start(self, life: Life) -> int:
         """Begin a life; returns its pid."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(life)) + "\n")
-        self._process.stdin.flush()
-        return int(self._answer())
+        return int(self._pipe.ask(asdict(life)))
 
     def wait(self) -> int:
         """Wait for the end of the life; returns its exit code, negative for a signal."""
-        return int(self._answer())
+        return int(self._pipe.answer())
 
     def close(self) -> None:
         """End the zygote; a life that is left dies with it."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the zygote ended")
-        return line
+        self._pipe.close()
 
 
 def _live(life: Life) -> int:

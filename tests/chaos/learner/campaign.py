@@ -150,7 +150,7 @@ class Campaign:
         if death.cut is None:
             if death.signal == signal.SIGSTOP:
                 self._wait_joined(pids)
-            time.sleep(death.after_s)
+            time.sleep(death.after_s)  # the moment is what the trial varies
             for rank, pid in enumerate(pids):
                 if death.rank in (rank, -1):
                     _send(pid, death.signal)
@@ -190,7 +190,7 @@ class Campaign:
         while not all(joined_file(self._root, pid).exists() for pid in pids):
             if time.monotonic() > deadline_s:
                 raise TimeoutError("the ranks did not meet")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # a process that starts can only be asked again and again
 
     def _judge_exits(
         self, ranks: Sequence[int], ends: Sequence[RankEnd], *, allowed: Sequence[int]

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from common.lifecycle import Process
 from common.types import WeightVersion
 from common.weight_layout import Canary
 from tests.chaos.learner.knife import Cut, arm
+from tests.chaos.zygote import ZygotePipe
 
 REPOSITORY = Path(__file__).parents[3]
 RANK_TIMEOUT_S = 5.0
@@ -60,40 +60,23 @@ class Zygote:
     def __init__(self, model: Path) -> None:
         """The model of all runs is made in ``model``."""
         self.model = model
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.learner.rank", str(model)],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        self._pipe = ZygotePipe(
+            "tests.chaos.learner.rank", str(model), cwd=REPOSITORY, env={"OMP_NUM_THREADS": "1"}
         )
-        self._answer()
+        self._pipe.answer()
 
     def start(self, life: Life) -> list[int]:
         """Begin a life; returns the pids in the order of ranks."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(life)) + "\n")
-        self._process.stdin.flush()
-        pids: list[int] = json.loads(self._answer())
+        pids: list[int] = json.loads(self._pipe.ask(asdict(life)))
         return pids
 
     def wait(self) -> list[RankEnd]:
         """Wait until every rank has ended."""
-        return [RankEnd(**end) for end in json.loads(self._answer())]
+        return [RankEnd(**end) for end in json.loads(self._pipe.answer())]
 
     def close(self) -> None:
         """End the zygote, if it was not; ranks that are left die with it."""
-        if self._process.returncode is None:
-            self._process.kill()
-            self._process.communicate()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the zygote ended")
-        return line
+        self._pipe.close()
 
 
 class FilePublisher:
