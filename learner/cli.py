@@ -34,7 +34,7 @@ def learner(config_path: str, name: str, replay_step: int | None, out: Path | No
     config = load_config(config_path)
     _prepare_threads(config.learner.num_threads)
     if replay_step is not None:
-        from learner.replay import run_replay
+        from learner.recorder.replay import run_replay
 
         sys.exit(run_replay(config, replay_step, out or Path(f"replay-{replay_step}")))
     from learner.main import run_learner
@@ -67,8 +67,8 @@ def tiny_model(
 ) -> None:
     """Make a small random model whose tokenizer knows every character of CORPUS."""
     _prepare_threads(1)
+    from learner.models.tiny_model import TinyModelShape, build_tiny_model
     from learner.sft_corpus import read_corpus
-    from learner.tiny_model import TinyModelShape, build_tiny_model
 
     pairs = read_corpus(corpus)
     shape = TinyModelShape(

@@ -14,13 +14,13 @@ from common.lifecycle import Process, exit_code_for_errors, role_process
 from common.security import client_security
 from common.sync_channel import SyncChannel
 from common.types import Role
-from learner.group_source import Ending
-from learner.heartbeat import HeartbeatThread
-from learner.mesh import Mesh, learner_mesh
-from learner.preemption import GracePeriod
-from learner.rank_watch import RankWatch, meeting_limit
+from learner.batches.group_source import Ending
+from learner.health.heartbeat import HeartbeatThread
+from learner.health.preemption import GracePeriod
+from learner.health.rank_watch import RankWatch, meeting_limit
+from learner.models.mesh import Mesh, learner_mesh
+from learner.publication.weight_publisher import WeightPublisher
 from learner.train import train
-from learner.weight_publisher import WeightPublisher
 
 
 def train_with_broker(process: Process, mesh: Mesh) -> Ending:

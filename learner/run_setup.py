@@ -12,24 +12,24 @@ from common.config import LoraConfig
 from common.lifecycle import Process
 from common.payloads.wiring import SyncPayloadClient
 from common.types import EvictReason, Role
+from learner.batches.group_source import GroupSource
+from learner.batches.payload_source import PayloadFetcher
 from learner.broker_client import BrokerClient
-from learner.checkpoint_writer import CheckpointWriter
-from learner.critic_update import build_critic
-from learner.digests import base_digest
-from learner.findings import MAX_NAMED, Finding
-from learner.group_source import GroupSource
-from learner.lineage import Lineage
-from learner.mesh import Mesh
-from learner.model import AdaptersOff, PolicyModel, load_policy
-from learner.optim import configured_adamw
-from learner.payload_source import PayloadFetcher
-from learner.publishing import Publisher
-from learner.reference import Reference
+from learner.checkpoints.checkpoint_writer import CheckpointWriter
+from learner.checkpoints.digests import base_digest
+from learner.checkpoints.lineage import Lineage
+from learner.health.findings import MAX_NAMED, Finding
+from learner.health.watch import StepWatch
+from learner.metrics.stopwatch import Stopwatch
+from learner.metrics.telemetry import Telemetry
+from learner.models.mesh import Mesh
+from learner.models.model import AdaptersOff, PolicyModel, load_policy
+from learner.models.reference import Reference
+from learner.publication.publishing import Publisher
 from learner.run_state import TrainingRun
-from learner.stopwatch import Stopwatch
-from learner.telemetry import Telemetry
-from learner.update import Updater
-from learner.watch import StepWatch
+from learner.step.critic_update import build_critic
+from learner.step.optim import configured_adamw
+from learner.step.update import Updater
 
 
 def build_run(

@@ -18,9 +18,9 @@ from common.lifecycle import Process
 from common.messages import CommitCheckpoint, CommitStep
 from common.torch.weight_files import prune_versions
 from common.types import INITIAL_VERSION, WeightVersion
+from learner.batches.group_source import GroupSource
 from learner.broker_client import BrokerClient
-from learner.canary import compute_canary
-from learner.checkpoint import (
+from learner.checkpoints.checkpoint import (
     CheckpointState,
     checkpoint_path,
     config_digest,
@@ -28,24 +28,24 @@ from learner.checkpoint import (
     named_references,
     oldest_checkpoint,
 )
-from learner.checkpoint_tensors import Trainees
-from learner.checkpoint_writer import CheckpointWriter
-from learner.digests import policy_digest
-from learner.flight_recorder import prune_recordings, recording_path, write_recording
-from learner.group_source import GroupSource
-from learner.lineage import Lineage
-from learner.mesh import Mesh
-from learner.model import PolicyModel
-from learner.optim import set_learning_rate
-from learner.publishing import Publisher
-from learner.reference import Reference
-from learner.schedule import learning_rate
-from learner.step_record import StepRecord, StepStatistics, write_step_record
-from learner.stopwatch import Stopwatch
-from learner.telemetry import Telemetry
-from learner.training_batch import StepOutcome, TrainingBatch
-from learner.update import RefuseStep, Updater
-from learner.watch import StepWatch
+from learner.checkpoints.checkpoint_tensors import Trainees
+from learner.checkpoints.checkpoint_writer import CheckpointWriter
+from learner.checkpoints.digests import policy_digest
+from learner.checkpoints.lineage import Lineage
+from learner.checkpoints.step_record import StepRecord, StepStatistics, write_step_record
+from learner.health.watch import StepWatch
+from learner.metrics.stopwatch import Stopwatch
+from learner.metrics.telemetry import Telemetry
+from learner.models.mesh import Mesh
+from learner.models.model import PolicyModel
+from learner.models.reference import Reference
+from learner.publication.canary import compute_canary
+from learner.publication.publishing import Publisher
+from learner.recorder.flight_recorder import prune_recordings, recording_path, write_recording
+from learner.step.optim import set_learning_rate
+from learner.step.schedule import learning_rate
+from learner.step.training_batch import StepOutcome, TrainingBatch
+from learner.step.update import RefuseStep, Updater
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,20 +24,20 @@ from common.lifecycle import die_with_parent
 from common.logs import configure_logs
 from common.text_tokenizer import TextTokenizer
 from common.types import RolloutId
-from learner.batch import Document
-from learner.chunk import Chunk, microbatches_of
-from learner.export import export_model
-from learner.layout import PlannedRollout, plan_chunk
-from learner.mesh import Mesh, learner_mesh
-from learner.model import PolicyModel, load_policy, run_policy
-from learner.optim import (
+from learner.batches.batch import Document
+from learner.batches.chunk import Chunk, microbatches_of
+from learner.batches.layout import PlannedRollout, plan_chunk
+from learner.models.mesh import Mesh, learner_mesh
+from learner.models.model import PolicyModel, load_policy, run_policy
+from learner.publication.export import export_model
+from learner.sft_corpus import encode_corpus, example_order, read_corpus
+from learner.step.optim import (
     build_adamw,
     clip_gradients,
     normalize_gradients,
     set_learning_rate,
 )
-from learner.schedule import learning_rate
-from learner.sft_corpus import encode_corpus, example_order, read_corpus
+from learner.step.schedule import learning_rate
 
 _REPORT_S = 2.0
 _BETAS = (0.9, 0.999)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from common.errors import FatalError, PromptFileError
 from common.prompt_template import render_prompt
 from common.text_tokenizer import TextTokenizer
-from learner.batch import Document
+from learner.batches.batch import Document
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):

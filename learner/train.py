@@ -16,22 +16,22 @@ from common.lifecycle import Process
 from common.messages import EndRun
 from common.trackers import tracker_problems
 from common.types import EvictReason
+from learner.batches.chunk import Chunk
+from learner.batches.group_source import Ending
 from learner.broker_client import BrokerClient
-from learner.chunk import Chunk
-from learner.culprits import find_culprits, without_groups
-from learner.export import export_model
-from learner.findings import MAX_NAMED
-from learner.group_source import Ending
-from learner.mesh import Mesh
-from learner.publishing import Publisher
-from learner.reporting import report_step, watch_step
-from learner.resume import start_or_resume
+from learner.checkpoints.resume import start_or_resume
+from learner.checkpoints.step_record import StepStatistics
+from learner.health.culprits import find_culprits, without_groups
+from learner.health.findings import MAX_NAMED
+from learner.health.watch import WatchMemory, read_memory
+from learner.metrics.reporting import report_step, watch_step
+from learner.metrics.telemetry import NUM_READABLE, ReadableRollout, readable_rollouts
+from learner.models.mesh import Mesh
+from learner.publication.export import export_model
+from learner.publication.publishing import Publisher
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
-from learner.step_record import StepStatistics
-from learner.telemetry import NUM_READABLE, ReadableRollout, readable_rollouts
-from learner.training_batch import StepOutcome, TrainingBatch
-from learner.watch import WatchMemory, read_memory
+from learner.step.training_batch import StepOutcome, TrainingBatch
 
 
 def train(process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publisher) -> Ending:

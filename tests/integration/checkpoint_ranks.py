@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from common.lifecycle import Process
-from learner.checkpoint import newest_checkpoint
-from learner.checkpoint_tensors import named_tensors
+from learner.checkpoints.checkpoint import newest_checkpoint
+from learner.checkpoints.checkpoint_tensors import named_tensors
 from learner.main import run_learner
-from learner.mesh import Mesh
+from learner.models.mesh import Mesh
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
 from learner.train import take_step

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from common.config import LearnerConfig, LoraConfig
-from learner.batch import Document, Microbatch, pack
-from learner.digests import base_digest, policy_digest
-from learner.mesh import Mesh, learner_mesh
-from learner.model import AdaptersOff, PolicyModel, evaluate_policy, load_policy, run_policy
-from learner.optim import build_adamw, clip_gradients, set_learning_rate
+from learner.batches.batch import Document, Microbatch, pack
+from learner.checkpoints.digests import base_digest, policy_digest
+from learner.models.mesh import Mesh, learner_mesh
+from learner.models.model import AdaptersOff, PolicyModel, evaluate_policy, load_policy, run_policy
+from learner.step.optim import build_adamw, clip_gradients, set_learning_rate
 from tests.unit.learner.small_run import ALONE, VOCAB_SIZE
 
 NUM_STEPS = 3

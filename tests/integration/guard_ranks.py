@@ -17,10 +17,10 @@ import torch
 
 from common.config import Config
 from common.errors import FatalError
-from learner.mesh import Mesh, learner_mesh
-from learner.replay import replay
-from learner.replica_check import compare_replicas
-from learner.resume import start_or_resume
+from learner.checkpoints.resume import start_or_resume
+from learner.health.replica_check import compare_replicas
+from learner.models.mesh import Mesh, learner_mesh
+from learner.recorder.replay import replay
 from learner.run_setup import build_run
 from learner.train import take_step
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from learner.canary import compute_canary
-from learner.chunk import Chunk
-from learner.digests import policy_digest
-from learner.export import gather_weights
-from learner.mesh import learner_mesh
-from learner.model import load_policy
-from learner.reference import load_weights, save_weights
+from learner.batches.chunk import Chunk
+from learner.checkpoints.digests import policy_digest
+from learner.models.mesh import learner_mesh
+from learner.models.model import load_policy
+from learner.models.reference import load_weights, save_weights
+from learner.publication.canary import compute_canary
+from learner.publication.export import gather_weights
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
-from learner.training_batch import TrainingBatch
+from learner.step.training_batch import TrainingBatch
 from tests.builders import version
 from tests.unit.learner.small_run import (
     RecordingPublisher,

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Config, CriticConfig
-from learner.chunk import Chunk
-from learner.mesh import learner_mesh
+from learner.batches.chunk import Chunk
+from learner.models.mesh import learner_mesh
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
 from tests.unit.learner.small_run import (

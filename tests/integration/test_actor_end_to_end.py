@@ -33,8 +33,8 @@ from common.messages import (
 )
 from common.sync_channel import SyncChannel
 from common.types import Role, RolloutHeader, WeightVersion
-from learner.mesh import Mesh
-from learner.weight_publisher import WeightPublisher
+from learner.models.mesh import Mesh
+from learner.publication.weight_publisher import WeightPublisher
 from tests.builders import version
 from tests.integration.weight_plane import make_publisher
 
@@ -91,7 +91,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    from learner.tiny_model import build_tiny_model
+    from learner.models.tiny_model import build_tiny_model
 
     build_tiny_model(tmp_path / "model", ["0123456789+="], seed=0)
     (tmp_path / "run.toml").write_text(_CONFIG)
@@ -109,7 +109,7 @@ class Learner:
     """Publishes one model again and again and remembers every version."""
 
     def __init__(self, run: Run) -> None:
-        from learner.model import load_policy
+        from learner.models.model import load_policy
 
         self._mesh = Mesh(rank=0, world_size=1, device=torch.device("cpu"), data_axis=None)
         self.policy = load_policy(run.root / "model", self._mesh, max_length=64)
@@ -119,7 +119,7 @@ class Learner:
         self.weights: dict[WeightVersion, dict[str, torch.Tensor]] = {}
 
     def publish(self, policy_step: int) -> None:
-        from learner.canary import compute_canary
+        from learner.publication.canary import compute_canary
 
         at = version(policy_step)
         self.weights[at] = {

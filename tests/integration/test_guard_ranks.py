@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.config_loader import run_paths
-from learner.step_record import read_step_record, record_path
+from learner.checkpoints.step_record import read_step_record, record_path
 from tests.integration.guard_ranks import NUM_STEPS, POISONED, REPLAYED, run_ranks
 from tests.unit.learner.small_run import GROUP_SIZE, small_config, small_model
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner.digests import policy_digest
-from learner.model import load_policy
-from learner.reference import load_weights
+from learner.checkpoints.digests import policy_digest
+from learner.models.model import load_policy
+from learner.models.reference import load_weights
 from tests.builders import version
 from tests.integration.checkpoint_ranks import CHAIN
 from tests.integration.learner_ranks import CHUNK_SIZES, NUM_GROUPS, gather, run_ranks

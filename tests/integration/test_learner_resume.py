@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from common.config import Config
 from common.errors import CheckpointError
 from common.types import WeightVersion
-from learner.group_source import Ending
-from learner.lineage import read_lineage
-from learner.reference import Reference
-from learner.step_record import StepRecord, read_step_record, record_path
+from learner.batches.group_source import Ending
+from learner.checkpoints.lineage import read_lineage
+from learner.checkpoints.step_record import StepRecord, read_step_record, record_path
+from learner.models.reference import Reference
 from learner.train import train
 from tests import builders
 from tests.unit.learner.fake_broker import FakeBroker, Killed

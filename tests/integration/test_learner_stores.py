@@ -30,8 +30,8 @@ from common.payloads.backing import MemoryBacking
 from common.payloads.server import PayloadServer
 from common.payloads.service import PayloadService
 from common.types import RolloutHeader, RolloutId
-from learner.chunk import Chunk
-from learner.lineage import Lineage
+from learner.batches.chunk import Chunk
+from learner.checkpoints.lineage import Lineage
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 from tests.unit.learner.small_run import GROUP_SIZE, VOCAB_SIZE, small_config, small_run
 

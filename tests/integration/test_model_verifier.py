@@ -39,9 +39,9 @@ from common.errors import ConfigError, DataError, ModelDirectoryError
 from common.metrics import Metrics
 from common.torch.weight_files import version_directory, write_version
 from common.types import VerdictStatus, WeightVersion
-from learner.batch import Document, pack
-from learner.mesh import Mesh
-from learner.model import evaluate_policy, load_policy
+from learner.batches.batch import Document, pack
+from learner.models.mesh import Mesh
+from learner.models.model import evaluate_policy, load_policy
 from tests.builders import version
 from tests.integration.tiny_reward_models import (
     UNSAFE,

@@ -9,8 +9,8 @@ import pytest
 
 from common.config import Config, CriticConfig
 from common.types import WeightVersion
-from learner.group_source import Ending
-from learner.step_record import read_step_record, record_path
+from learner.batches.group_source import Ending
+from learner.checkpoints.step_record import read_step_record, record_path
 from learner.train import train
 from tests.unit.learner.fake_broker import FakeBroker, Killed
 from tests.unit.learner.small_run import (

@@ -43,13 +43,13 @@ from common.types import (
     VersionSpan,
     WeightVersion,
 )
-from learner.group_source import Ending
-from learner.resume import start_or_resume
+from learner.batches.group_source import Ending
+from learner.checkpoints.resume import start_or_resume
+from learner.checkpoints.step_record import read_step_record, record_path
+from learner.publication.weight_publisher import WeightPublisher
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
-from learner.step_record import read_step_record, record_path
 from learner.train import finish, take_step
-from learner.weight_publisher import WeightPublisher
 from tests.builders import version
 from tests.unit.learner.fake_broker import random_rollout
 from tests.unit.learner.small_run import ALONE, VOCAB_SIZE, small_model, small_process, weights_of

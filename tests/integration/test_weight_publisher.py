@@ -24,8 +24,8 @@ from common.torch.weight_files import (
 )
 from common.types import WeightVersion
 from common.weight_layout import Canary
-from learner.mesh import Mesh
-from learner.weight_publisher import WeightPublisher
+from learner.models.mesh import Mesh
+from learner.publication.weight_publisher import WeightPublisher
 from tests.builders import version
 from tests.integration.weight_plane import (
     WAIT_S,

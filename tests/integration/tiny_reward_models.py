@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.text_tokenizer import TextTokenizer
-from learner.tiny_model import PAD_ID
+from learner.models.tiny_model import PAD_ID
 from tests.unit.actors.verification.models.tiny_scorers import save_scorer
 
 _WORDS = ("sum", "plan", "note", "look", "then", "next", "five", "ten", "so", "well", "add", "it")

@@ -12,8 +12,8 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from learner.mesh import learner_mesh
-from learner.rank_watch import RankWatch, meeting_limit
+from learner.health.rank_watch import RankWatch, meeting_limit
+from learner.models.mesh import learner_mesh
 
 TIMEOUT_S = 3.0
 

@@ -35,9 +35,9 @@ from common.torch.weight_group import WeightGroup
 from common.torch.weight_rendezvous import TransferGuest, TransferHost
 from common.types import Role
 from common.weight_layout import Canary, TensorSpec, WeightManifest, plan_buckets
-from learner.mesh import Mesh, learner_mesh
-from learner.weight_publisher import WeightPublisher
-from learner.weight_sender import BrokerChannel
+from learner.models.mesh import Mesh, learner_mesh
+from learner.publication.weight_publisher import WeightPublisher
+from learner.publication.weight_sender import BrokerChannel
 from tests.builders import version
 
 RUN = "run"
@@ -239,7 +239,7 @@ def publish_in_process(root: str, rank: int, num_ranks: int, store_port: int) ->
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store_port),
     }
-    from learner.model import load_policy
+    from learner.models.model import load_policy
 
     log = AnnouncementLog()
     log.may_announce.clear()

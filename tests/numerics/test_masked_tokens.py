@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from common.arrays import RolloutArrays
-from learner.batch import Document, pack
-from learner.chunk import Chunk
-from learner.model import load_policy
+from learner.batches.batch import Document, pack
+from learner.batches.chunk import Chunk
+from learner.models.model import load_policy
 from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun
-from learner.training_batch import StepOutcome, TrainingBatch
+from learner.step.training_batch import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (

@@ -33,8 +33,8 @@ class Cut:
 
 def arm(cut: Cut) -> None:
     """Count the operations of this process from here on and die at ``cut.number``."""
-    from learner import checkpoint_writer
-    from learner.update import Updater
+    from learner.checkpoints import checkpoint_writer
+    from learner.step.update import Updater
     from tests.chaos.learner.rank import FilePublisher
     from tests.chaos.learner.remote_broker import RemoteBroker
 
@@ -56,7 +56,7 @@ def arm(cut: Cut) -> None:
 
 def _write_half(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The file that a dying rank had half written."""
-    from learner.checkpoint_tensors import write_tensors
+    from learner.checkpoints.checkpoint_tensors import write_tensors
 
     write_tensors(path, tensors)
     os.truncate(path, path.stat().st_size // 2)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import CheckpointError
-from learner.checkpoint import INCOMPLETE, is_whole, read_state
-from learner.checkpoint_tensors import file_checksum
-from learner.lineage import read_lineage
-from learner.step_record import StepRecord, read_step_record, record_path
+from learner.checkpoints.checkpoint import INCOMPLETE, is_whole, read_state
+from learner.checkpoints.checkpoint_tensors import file_checksum
+from learner.checkpoints.lineage import read_lineage
+from learner.checkpoints.step_record import StepRecord, read_step_record, record_path
 from tests.chaos.learner.remote_broker import BrokerServer
 
 

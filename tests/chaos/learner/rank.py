@@ -88,7 +88,7 @@ class FilePublisher:
 
     def publish(self, version: WeightVersion, policy: object, canary: Canary) -> None:
         """One line a version."""
-        from learner.digests import policy_digest
+        from learner.checkpoints.digests import policy_digest
 
         digest = policy_digest(policy, self._mesh)  # type: ignore[arg-type]
         if self._mesh.is_main:  # type: ignore[attr-defined]
@@ -121,9 +121,9 @@ def run_config(root: Path, num_steps: int) -> Config:
 
 def _live(life: Life, rank: int, port: int) -> int:
     """Be one rank; returns the exit code."""
-    from learner.group_source import Ending
+    from learner.batches.group_source import Ending
     from learner.main import run_learner
-    from learner.mesh import Mesh
+    from learner.models.mesh import Mesh
     from learner.train import train
     from tests.chaos.learner.remote_broker import RemoteBroker
 
@@ -149,7 +149,7 @@ def _serve() -> None:
     import torch
 
     import learner.main  # noqa: F401  # as all ranks will
-    from learner.model import load_policy
+    from learner.models.model import load_policy
     from tests.unit.learner.small_run import ALONE, small_model
 
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from actors.verification.arithmetic import judge_arithmetic
 from common.config_loader import load_config, to_toml
 from deploy.bench.curves import compare_curves
 from deploy.bench.trl import Lap, Race, headrace_config, result_of, rewards_at
-from learner.trl_study import accuracy, accuracy_rewards, trainer_arguments
+from learner.studies.trl_study import accuracy, accuracy_rewards, trainer_arguments
 
 RACE = Race(seeds=(0, 1))
 

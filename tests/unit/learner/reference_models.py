@@ -11,9 +11,9 @@ from common.arrays import Float32Array, RolloutArrays
 from common.config import Config
 from common.config_loader import run_paths
 from common.types import INITIAL_VERSION, WeightVersion
-from learner.batch import Document, pack
-from learner.model import PolicyModel, evaluate_policy, load_policy
-from learner.reference import load_weights
+from learner.batches.batch import Document, pack
+from learner.models.model import PolicyModel, evaluate_policy, load_policy
+from learner.models.reference import load_weights
 from tests.unit.learner.small_run import ALONE
 
 

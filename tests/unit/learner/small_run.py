@@ -17,12 +17,12 @@ from common.config import ActorConfig, Config, LearnerConfig, ModelConfig, Promp
 from common.lifecycle import Process
 from common.types import WeightVersion
 from common.weight_layout import Canary
-from learner.digests import policy_digest
-from learner.mesh import Mesh
-from learner.model import PolicyModel
+from learner.checkpoints.digests import policy_digest
+from learner.models.mesh import Mesh
+from learner.models.model import PolicyModel
+from learner.models.tiny_model import TinyModelShape, build_tiny_model
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
-from learner.tiny_model import TinyModelShape, build_tiny_model
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 
 ALONE = Mesh(0, 1, torch.device("cpu"), None)

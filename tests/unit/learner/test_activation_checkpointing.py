@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.config import LearnerConfig
-from learner.batch import Document, Microbatch, pack
-from learner.model import PolicyModel, evaluate_policy, load_policy, run_policy
+from learner.batches.batch import Document, Microbatch, pack
+from learner.models.model import PolicyModel, evaluate_policy, load_policy, run_policy
 from tests.unit.learner.small_run import ALONE, VOCAB_SIZE, small_model
 
 MODES = ["none", "selective", "full"]

@@ -10,11 +10,11 @@ import pytest
 
 from common.config import LearnerConfig
 from common.config.guards import AlarmsConfig
-from learner.alarms import ALARMS, Alarm, raised_alarms
-from learner.lineage import Lineage
-from learner.step_record import StepRecord, StepStatistics, write_step_record
-from learner.token_statistics import LagSums, TokenStatistics
-from learner.watch import StepWatch, WatchMemory, read_memory
+from learner.checkpoints.lineage import Lineage
+from learner.checkpoints.step_record import StepRecord, StepStatistics, write_step_record
+from learner.health.alarms import ALARMS, Alarm, raised_alarms
+from learner.health.watch import StepWatch, WatchMemory, read_memory
+from learner.metrics.token_statistics import LagSums, TokenStatistics
 
 
 def _tokens(lag: int = 0, **sums: float) -> TokenStatistics:

@@ -13,7 +13,8 @@ from transformers import AttentionInterface
 
 from common.config import LearnerConfig
 from common.errors import ConfigError
-from learner.attention import (
+from learner.batches.batch import pack
+from learner.models.attention import (
     BY_DOCUMENT,
     FLASH,
     FLEX,
@@ -23,8 +24,7 @@ from learner.attention import (
     packed_mask,
     probe,
 )
-from learner.batch import pack
-from learner.model import load_policy, run_policy
+from learner.models.model import load_policy, run_policy
 from tests.unit.learner.small_run import ALONE, small_model
 from tests.unit.learner.test_model import random_documents
 
@@ -112,7 +112,7 @@ def test_a_policy_computes_the_same_with_and_without_a_mask(
     packed = pack([documents[:4], documents[4:]], 64)
     found = []
     for limit in (0, 10**9):
-        monkeypatch.setattr("learner.attention._MAX_PAIRS", limit)
+        monkeypatch.setattr("learner.models.attention._MAX_PAIRS", limit)
         policy.zero_grad()
         logprobs, _ = run_policy(policy, packed, 0.7)
         logprobs.square().sum().backward()

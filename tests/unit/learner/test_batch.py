@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.torch.attention import block_causal_mask
-from learner.batch import Document, empty_microbatch, pack
+from learner.batches.batch import Document, empty_microbatch, pack
 
 
 def _document(prompt: list[int], completion: list[int], **fields: float) -> Document:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from learner.checkpoint import newest_checkpoint, read_state
-from learner.checkpoint_tensors import FileEntry, write_tensors
-from learner.resume import start_or_resume
+from learner.checkpoints.checkpoint import newest_checkpoint, read_state
+from learner.checkpoints.checkpoint_tensors import FileEntry, write_tensors
+from learner.checkpoints.resume import start_or_resume
 from learner.run_state import TrainingRun
 from learner.train import take_step
 from tests.unit.learner.small_run import small_broker, small_config, small_run, weights_of
@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_half(
     with small_run(small_config(tmp_path, checkpoint_every=100)) as run:
         run.checkpoint()
         _steps(run, 1)
-        monkeypatch.setattr("learner.checkpoint_writer.write_tensors", _full_disk)
+        monkeypatch.setattr("learner.checkpoints.checkpoint_writer.write_tensors", _full_disk)
         with pytest.raises(CheckpointError, match=r"No space left on device \(free space"):
             run.checkpoint()
         directory = run.process.paths.checkpoints
@@ -96,7 +96,7 @@ def test_training_goes_on_over_a_full_disk_and_recovers_without_a_restart(
     with small_run(small_config(tmp_path, checkpoint_every=1), broker) as run:
         run.checkpoint()
         with monkeypatch.context() as full:
-            full.setattr("learner.checkpoint_writer.write_tensors", _full_disk)
+            full.setattr("learner.checkpoints.checkpoint_writer.write_tensors", _full_disk)
             _steps(run, 2)
         assert (run.policy_step, run.saved_step, broker.checkpoint_step) == (2, 0, 0)
         registry = run.process.metrics.registry
@@ -112,7 +112,7 @@ def test_so_many_failures_in_a_row_stop_the_run(
     config = small_config(tmp_path, checkpoint_every=1, max_failed_checkpoints=2)
     with small_run(config) as run:
         run.checkpoint()
-        monkeypatch.setattr("learner.checkpoint_writer.write_tensors", _full_disk)
+        monkeypatch.setattr("learner.checkpoints.checkpoint_writer.write_tensors", _full_disk)
         _steps(run, 1)
         with pytest.raises(CheckpointError, match="older checkpoints and the step records are"):
             _steps(run, 1)
@@ -122,7 +122,9 @@ def test_a_file_that_reads_back_otherwise_is_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_run(small_config(tmp_path)) as run:
-        monkeypatch.setattr("learner.checkpoint_tensors.file_checksum", lambda _: "0" * 32)
+        monkeypatch.setattr(
+            "learner.checkpoints.checkpoint_tensors.file_checksum", lambda _: "0" * 32
+        )
         with pytest.raises(CheckpointError, match="does not hold what was written"):
             run.checkpoint()
         assert newest_checkpoint(run.process.paths.checkpoints) is None
@@ -142,7 +144,7 @@ def test_what_is_written_is_the_state_at_the_step_boundary_and_training_goes_on_
     with small_run(config, broker) as run:
         run.checkpoint()
         _steps(run, 1)
-        monkeypatch.setattr("learner.checkpoint_writer.write_tensors", when_let)
+        monkeypatch.setattr("learner.checkpoints.checkpoint_writer.write_tensors", when_let)
         expected, moments = weights_of(run.policy), _moments(run)
         run.begin_checkpoint()
         for _ in range(2):

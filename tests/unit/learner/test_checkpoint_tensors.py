@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from learner.checkpoint_tensors import (
+from learner.checkpoints.checkpoint_tensors import (
     HostCopies,
     TensorEntry,
     describe_tensors,
@@ -18,7 +18,7 @@ from learner.checkpoint_tensors import (
     read_tensors,
     write_tensors,
 )
-from learner.weight_snapshot import row_parts
+from learner.publication.weight_snapshot import row_parts
 
 
 def test_a_file_is_safetensors_with_the_same_bits(tmp_path: Path) -> None:

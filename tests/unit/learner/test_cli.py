@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from common.errors import ModelDirectoryError, PromptFileError
 from common.text_tokenizer import TextTokenizer
 from learner.cli import sft, tiny_model
-from learner.model import load_policy
+from learner.models.model import load_policy
 from tests.unit.learner.small_run import ALONE
 
 _SFT = """

@@ -14,8 +14,8 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from common.config import CriticConfig, LearnerConfig
 from common.errors import ModelDirectoryError
-from learner.batch import Document, pack
-from learner.critic import ValueModel, evaluate_critic, load_critic
+from learner.batches.batch import Document, pack
+from learner.models.critic import ValueModel, evaluate_critic, load_critic
 from learner.train import take_step
 from tests.unit.learner.small_run import (
     ALONE,

@@ -11,14 +11,14 @@ import torch
 from common.arrays import Float32Array
 from common.errors import FatalError
 from common.types import RolloutId
-from learner.batch import Document
-from learner.chunk import Chunk
-from learner.culprits import find_culprits, without_groups
-from learner.findings import Finding
+from learner.batches.batch import Document
+from learner.batches.chunk import Chunk
+from learner.checkpoints.step_record import StepStatistics, read_step_record, record_path
+from learner.health.culprits import find_culprits, without_groups
+from learner.health.findings import Finding
 from learner.run_state import TrainingRun
-from learner.step_record import StepStatistics, read_step_record, record_path
+from learner.step.training_batch import TrainingBatch
 from learner.train import take_step
-from learner.training_batch import TrainingBatch
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (
     ALONE,

@@ -12,7 +12,7 @@ import pytest
 
 from common.config import LearnerConfig
 from common.config.guards import AlarmsConfig, GuardsConfig
-from learner.alarms import ALARMS
+from learner.health.alarms import ALARMS
 
 PAGE = (Path(__file__).parents[3] / "docs/debugging.md").read_text()
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.torch.digest import merge_digests, tensor_digest
-from learner.digests import policy_digest, shard_offset, weight_digests
-from learner.model import load_policy
+from learner.checkpoints.digests import policy_digest, shard_offset, weight_digests
+from learner.models.model import load_policy
 from tests.unit.learner.small_run import ALONE, small_model
 
 

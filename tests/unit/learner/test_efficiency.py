@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.types import RolloutId
-from learner.efficiency import (
+from learner.batches.layout import PlannedRollout
+from learner.metrics.efficiency import (
     ModelCost,
     describe_efficiency,
     model_cost,
@@ -16,8 +17,7 @@ from learner.efficiency import (
     peak_memory,
     peak_of_name,
 )
-from learner.layout import PlannedRollout
-from learner.model import load_policy
+from learner.models.model import load_policy
 from tests.unit.learner.small_run import ALONE, SHAPE, VOCAB_SIZE, small_model
 
 

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import CheckpointError
-from learner import export
-from learner.export import export_model
-from learner.model import load_policy
-from learner.tiny_model import TinyModelShape, build_tiny_model
+from learner.models.model import load_policy
+from learner.models.tiny_model import TinyModelShape, build_tiny_model
+from learner.publication import export
+from learner.publication.export import export_model
 from learner.train import take_step
 from tests.unit.learner.small_run import ALONE, TEXT, small_config, small_model, small_run
 

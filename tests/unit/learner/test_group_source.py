@@ -10,9 +10,9 @@ import pytest
 
 from common.arrays import RolloutArrays
 from common.errors import FatalError
-from learner.chunk import Chunk
-from learner.group_source import Ending
-from learner.lineage import Lineage
+from learner.batches.chunk import Chunk
+from learner.batches.group_source import Ending
+from learner.checkpoints.lineage import Lineage
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 from tests.unit.learner.small_run import GROUP_SIZE, VOCAB_SIZE, small_config, small_run
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config.guards import GuardsConfig
-from learner.guards import Mismatch, SpikeGuard, differing_ranks, is_finite_float32
-from learner.step_record import StepStatistics
+from learner.checkpoints.step_record import StepStatistics
+from learner.health.guards import Mismatch, SpikeGuard, differing_ranks, is_finite_float32
 
 _NORMS = st.floats(min_value=1e-3, max_value=1e3)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from common.codec import Buffer, Decoded
 from common.errors import RequestTimeoutError
 from common.messages import Heartbeat, HeartbeatReply, Request
-from learner.heartbeat import HeartbeatThread
+from learner.health.heartbeat import HeartbeatThread
 
 
 class _Broker:

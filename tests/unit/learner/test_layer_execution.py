@@ -12,9 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from common.config import LearnerConfig, LoraConfig
 from common.errors import ConfigError
-from learner import layer_execution
-from learner.batch import Microbatch, pack
-from learner.model import PolicyModel, load_policy, run_policy
+from learner.batches.batch import Microbatch, pack
+from learner.models import layer_execution
+from learner.models.model import PolicyModel, load_policy, run_policy
 from tests.unit.learner.small_run import ALONE, small_model
 from tests.unit.learner.test_model import random_documents
 

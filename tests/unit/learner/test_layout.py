@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.types import RolloutId
-from learner.layout import (
+from learner.batches.layout import (
     MicrobatchLayout,
     PlannedRollout,
     plan_chunk,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import CheckpointError
-from learner.lineage import Lineage, read_lineage, write_lineage
+from learner.checkpoints.lineage import Lineage, read_lineage, write_lineage
 from tests.builders import version
 
 

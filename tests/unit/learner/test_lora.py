@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from common.config import Config, LearnerConfig, LoraConfig
 from common.errors import CheckpointError, ModelDirectoryError
-from learner.batch import Document, Microbatch, pack
-from learner.digests import policy_digest
-from learner.group_source import Ending
-from learner.lora import adapted_layers
-from learner.model import AdaptersOff, PolicyModel, evaluate_policy, load_policy, run_policy
-from learner.reference import load_weights
+from learner.batches.batch import Document, Microbatch, pack
+from learner.batches.group_source import Ending
+from learner.checkpoints.digests import policy_digest
+from learner.models.lora import adapted_layers
+from learner.models.model import AdaptersOff, PolicyModel, evaluate_policy, load_policy, run_policy
+from learner.models.reference import load_weights
 from learner.run_state import TrainingRun
 from learner.train import finish, take_step
 from tests.unit.learner.small_run import (

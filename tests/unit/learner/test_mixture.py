@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, OlmoeConfig, PretrainedConfig, Qwen3MoeConfig
 
 from common.config import LearnerConfig, LoraConfig
-from learner.batch import pack
-from learner.export import export_model
-from learner.lora import adapted_layers
-from learner.model import load_policy, run_policy
+from learner.batches.batch import pack
+from learner.models.lora import adapted_layers
+from learner.models.model import load_policy, run_policy
+from learner.publication.export import export_model
 from learner.train import take_step
 from tests.unit.learner.small_run import (
     ALONE,

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import ModelDirectoryError
-from learner.batch import Document, pack
-from learner.canary import canary_token_ids, compute_canary
-from learner.model import PolicyModel, load_policy, run_policy
+from learner.batches.batch import Document, pack
+from learner.models.model import PolicyModel, load_policy, run_policy
+from learner.publication.canary import canary_token_ids, compute_canary
 from tests.unit.learner.small_run import ALONE, VOCAB_SIZE, small_model
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from learner.narrow_adamw import narrow_adamw_step, round_stochastically
-from learner.optim import build_adamw, set_learning_rate
+from learner.step.narrow_adamw import narrow_adamw_step, round_stochastically
+from learner.step.optim import build_adamw, set_learning_rate
 from learner.train import take_step
 from tests.unit.learner.small_run import small_broker, small_config, small_run, weights_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from learner.optim import (
+from learner.step.optim import (
     build_adamw,
     clip_gradients,
     normalize_gradients,

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 
 from common.types import RolloutId
-from learner.layout import ChunkLayout, MicrobatchLayout, PlannedRollout
-from learner.packing_study import (
+from learner.batches.layout import ChunkLayout, MicrobatchLayout, PlannedRollout
+from learner.studies.packing_study import (
     equal_karmarkar_karp,
     karmarkar_karp,
     packing_efficiency,

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from common.clock import ManualClock
-from learner.preemption import ECHO_S, StopCounter
+from learner.health.preemption import ECHO_S, StopCounter
 
 STOPPING = """
 import signal, sys, threading
-from learner import preemption
+from learner.health import preemption
 preemption.ECHO_S = 0.0
 reasons = []
 grace = preemption.GracePeriod({grace_s}, reasons.append)

@@ -24,10 +24,10 @@ from common.types import (
     VerifiedGroup,
     VerifiedRollout,
 )
-from learner.chunk import Chunk
-from learner.group_source import Ending
-from learner.lineage import Lineage
-from learner.screening import Screen
+from learner.batches.chunk import Chunk
+from learner.batches.group_source import Ending
+from learner.batches.screening import Screen
+from learner.checkpoints.lineage import Lineage
 from learner.train import train
 from tests.builders import prompt, rollout_header, version
 from tests.numerics import reference_objectives

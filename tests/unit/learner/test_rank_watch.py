@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
+from learner.health.rank_watch import Beat, Silences, Stall
 from learner.main import is_lost_peer
-from learner.rank_watch import Beat, Silences, Stall
 
 
 def _beat(number: int, **state: bool) -> Beat:

@@ -18,11 +18,11 @@ from common.errors import CheckpointError, FatalError
 from common.messages import AnyMessage, FetchReferences, References, SetReference
 from common.torch.weight_files import published_versions
 from common.types import INITIAL_VERSION, ReferenceHeader, WeightVersion
-from learner.chunk import Chunk
-from learner.model import PolicyModel, load_policy
-from learner.reference import load_weights
+from learner.batches.chunk import Chunk
+from learner.checkpoints.step_record import read_step_record, record_path
+from learner.models.model import PolicyModel, load_policy
+from learner.models.reference import load_weights
 from learner.run_state import TrainingRun
-from learner.step_record import read_step_record, record_path
 from learner.train import take_step
 from tests.builders import version
 from tests.unit.learner.fake_broker import FakeBroker

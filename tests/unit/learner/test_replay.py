@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from common.config import Config
 from common.config_loader import run_paths, to_toml
 from common.errors import CheckpointError, FatalError
+from learner.checkpoints.lineage import Lineage
+from learner.checkpoints.resume import start_or_resume
+from learner.checkpoints.step_record import read_step_record, record_path, write_step_record
 from learner.cli import learner
-from learner.flight_recorder import read_recording, recording_path
-from learner.lineage import Lineage
-from learner.replay import replay, replayable_steps
-from learner.replay_report import write_replay
-from learner.resume import start_or_resume
-from learner.step_record import read_step_record, record_path, write_step_record
+from learner.recorder.flight_recorder import read_recording, recording_path
+from learner.recorder.replay import replay, replayable_steps
+from learner.recorder.replay_report import write_replay
 from learner.train import take_step
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout
 from tests.unit.learner.small_run import (

@@ -13,7 +13,7 @@ from common.config import LearnerConfig, SftConfig
 from common.config_loader import load_config
 from common.errors import ConfigError
 from learner.run_state import TrainingRun
-from learner.schedule import learning_rate, rate_ratio
+from learner.step.schedule import learning_rate, rate_ratio
 from learner.train import take_step
 from tests.unit.learner.small_run import small_broker, small_config, small_run
 

@@ -20,8 +20,8 @@ from common.types import (
     VerifiedRollout,
     WeightVersion,
 )
-from learner.lineage import Lineage
-from learner.screening import Screen, has_foreign_tokens, lag_histogram
+from learner.batches.screening import Screen, has_foreign_tokens, lag_histogram
+from learner.checkpoints.lineage import Lineage
 from tests.builders import prompt, rollout_header, version
 from tests.unit.learner.small_run import small_config
 

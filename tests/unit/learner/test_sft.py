@@ -14,11 +14,11 @@ import torch
 from common.config import Config, SftConfig
 from common.errors import ConfigError, FatalError, PromptFileError
 from common.text_tokenizer import TextTokenizer
-from learner.batch import Document
-from learner.model import load_policy
+from learner.batches.batch import Document
+from learner.models.model import load_policy
+from learner.models.tiny_model import EOS_ID
 from learner.sft import fine_tune, run_sft
 from learner.sft_corpus import encode_corpus, example_order, read_corpus
-from learner.tiny_model import EOS_ID
 from tests.unit.learner.small_run import (
     ALONE,
     TEXT,

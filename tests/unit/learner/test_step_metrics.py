@@ -17,12 +17,12 @@ from common.types import (
     VerifiedGroup,
     VerifiedRollout,
 )
-from learner.lineage import Lineage
-from learner.screening import Screen
-from learner.step_metrics import describe_groups
-from learner.stopwatch import Stopwatch
-from learner.telemetry import Telemetry
-from learner.training_batch import SUMS, StepOutcome
+from learner.batches.screening import Screen
+from learner.checkpoints.lineage import Lineage
+from learner.metrics.step_metrics import describe_groups
+from learner.metrics.stopwatch import Stopwatch
+from learner.metrics.telemetry import Telemetry
+from learner.step.training_batch import SUMS, StepOutcome
 from tests.builders import prompt, rollout_header, version
 from tests.unit.learner.small_run import small_config, small_model, small_process
 

@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import CheckpointError
 from common.types import RolloutId
-from learner.layout import ChunkLayout, MicrobatchLayout
-from learner.step_record import (
+from learner.batches.layout import ChunkLayout, MicrobatchLayout
+from learner.checkpoints.step_record import (
     StepRecord,
     has_records_beyond,
     read_step_record,

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import ConfigError, ModelDirectoryError
-from learner.tiny_model import (
+from learner.models.tiny_model import (
     EOS_ID,
     PAD_ID,
     UNK_ID,
@@ -146,7 +146,7 @@ def test_a_failed_build_leaves_nothing_behind(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("learner.tiny_model._write_tokenizer", fail)
+    monkeypatch.setattr("learner.models.tiny_model._write_tokenizer", fail)
     with pytest.raises(OSError, match="disk full"):
         build_tiny_model(tmp_path / "model", TEXTS, SMALL, seed=0)
     assert list(tmp_path.iterdir()) == []

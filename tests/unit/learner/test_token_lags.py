@@ -9,7 +9,7 @@ import pytest
 
 from common.arrays import RolloutArrays
 from common.types import RolloutHeader, RolloutId, VersionSpan, WeightVersion
-from learner.chunk import Chunk
+from learner.batches.chunk import Chunk
 from tests.numerics import reference_grpo
 from tests.numerics.reference_objectives import Sample, token_values
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from common.config import LossConfig
 from common.types import RolloutId
-from learner.batch import Document, build_microbatch
-from learner.layout import MicrobatchLayout
+from learner.batches.batch import Document, build_microbatch
+from learner.batches.layout import MicrobatchLayout
+from learner.metrics.token_statistics import TokenStatistics, describe_lag
+from learner.metrics.token_view import TokenView
 from learner.objectives.objective import TokenInputs, policy_objective
-from learner.token_statistics import TokenStatistics, describe_lag
-from learner.token_view import TokenView
 
 
 def _documents(count: int, seed: int) -> dict[RolloutId, Document]:

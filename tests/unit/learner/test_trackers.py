@@ -20,8 +20,8 @@ from common.config_loader import run_paths, to_toml
 from common.errors import ConfigError
 from common.trackers import tracker_problems
 from deploy.check_command import check
-from learner.resume import start_or_resume
-from learner.trackers import Trackers, flat_numbers, run_identity
+from learner.checkpoints.resume import start_or_resume
+from learner.metrics.trackers import Trackers, flat_numbers, run_identity
 from learner.train import take_step, train
 from tests.unit.learner.small_run import (
     ALONE,

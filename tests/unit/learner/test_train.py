@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import FatalError
-from learner.step_record import read_step_record, record_path
+from learner.checkpoints.step_record import read_step_record, record_path
 from learner.train import take_step
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from common.config import Config
 from common.types import RolloutId
-from learner.batch import Document, build_microbatch
-from learner.chunk import Chunk
-from learner.group_source import Ending
-from learner.layout import ChunkLayout
-from learner.model import load_policy, run_policy
+from learner.batches.batch import Document, build_microbatch
+from learner.batches.chunk import Chunk
+from learner.batches.group_source import Ending
+from learner.batches.layout import ChunkLayout
+from learner.models.model import load_policy, run_policy
 from learner.objectives.aggregation import Aggregation
 from learner.run_state import TrainingRun
-from learner.training_batch import StepOutcome, TrainingBatch
+from learner.step.training_batch import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from common.config import Config, LossConfig
-from learner.chunk import Chunk
+from learner.batches.chunk import Chunk
 from learner.run_state import TrainingRun
-from learner.training_batch import StepOutcome, TrainingBatch
+from learner.step.training_batch import StepOutcome, TrainingBatch
 from tests.numerics import reference_grpo
 from tests.numerics.reference_objectives import Sample, leave_one_out, token_values
 from tests.numerics.test_objectives import OBJECTIVES

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from common.config import Config, CriticConfig
 from common.types import RolloutId
-from learner.batch import Document
-from learner.chunk import Chunk
-from learner.critic_update import CriticTrainer
-from learner.minibatches import split_rollouts
+from learner.batches.batch import Document
+from learner.batches.chunk import Chunk
 from learner.run_state import TrainingRun
-from learner.training_batch import StepOutcome
+from learner.step.critic_update import CriticTrainer
+from learner.step.minibatches import split_rollouts
+from learner.step.training_batch import StepOutcome
 from tests.numerics import reference_grpo
 from tests.numerics.reference_ppo import Answer, Critic, Settings, Trainer
 from tests.unit.learner.fake_broker import (

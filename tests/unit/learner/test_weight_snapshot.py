@@ -11,7 +11,7 @@ import torch
 from common.torch.digest import tensor_digest
 from common.types import WeightVersion
 from common.weight_layout import Canary, TensorSpec
-from learner.weight_snapshot import (
+from learner.publication.weight_snapshot import (
     Part,
     ShardedTensor,
     Snapshot,

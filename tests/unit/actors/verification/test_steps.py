@@ -8,7 +8,7 @@ from actors.verification.judgement import Judgement
 from actors.verification.steps import last_tokens, with_steps
 from common.text_tokenizer import TextTokenizer
 from common.types import RewardComponent, StepReward, Verdict, VerdictStatus
-from learner.tiny_model import EOS_ID, PAD_ID, build_tokenizer
+from learner.models.tiny_model import EOS_ID, PAD_ID, build_tokenizer
 
 _TEXT = "1+2=3\n\n3+4=7\n\n\u00e9"
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from common.config import VerifierModelConfig
-from learner.tiny_model import EOS_ID, PAD_ID, build_tokenizer
+from learner.models.tiny_model import EOS_ID, PAD_ID, build_tokenizer
 
 LETTERS = "".join(map(chr, range(32, 127))) + "\n"
 CHAT = (

@@ -1,0 +1,1 @@
+"""What a step says: statistics of tokens, rates, phases; Prometheus and trackers."""

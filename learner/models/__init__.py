@@ -1,0 +1,1 @@
+"""Policy, critic, adapters, reference; and how they are computed: attention, layers, shards."""
