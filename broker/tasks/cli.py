@@ -11,11 +11,13 @@ from typing import Any
 
 import click
 
-from broker.tasks import CORPORA
+from broker.tasks import CORPORA, Problem
 from broker.tasks.finding import Problems, find_problems
 from common.errors import ConfigError, FatalError
 from common.files import write_atomically
 from common.types import Prompt
+
+_MAX_DRAWS_PER_PROMPT = 64
 
 
 @click.command("task")
@@ -82,8 +84,25 @@ def prompt_lines(problems: Problems, *, split: str, seed: int, count: int) -> It
     if split == "held-out":
         chosen = problems.held_out(seed, count)
     else:
-        chosen = [problems.prompt_at(seed, index) for index in range(count)]
+        chosen = _distinct_problems(problems, seed, count)
     return (_prompt_line(problem.prompt) for problem in chosen)
+
+
+def _distinct_problems(problems: Problems, seed: int, count: int) -> list[Problem]:
+    """The first ``count`` problems of a stream without those that came before in it.
+
+    Raises :class:`ConfigError` where the task has too few: a prompt file holds each id once.
+    """
+    found: dict[str, Problem] = {}
+    for index in range(count * _MAX_DRAWS_PER_PROMPT):
+        problem = problems.prompt_at(seed, index)
+        found.setdefault(problem.problem_id, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise ConfigError(
+        f"{problems.name} has too few training problems for --count {count}, found {len(found)} "
+        f"(ask for at most {len(found)} or widen the task with --option)"
+    )
 
 
 def corpus_lines(name: str, *, seed: int, count: int, long_share: float) -> Iterator[str]:

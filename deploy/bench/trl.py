@@ -298,6 +298,6 @@ def _output(folder: Path, argv: Sequence[str], *, num_threads: int) -> str:
         env={**os.environ, **quiet, "OMP_NUM_THREADS": str(num_threads)},
     )
     if done.returncode != 0:
-        said = " ".join(done.stderr.strip().splitlines()[-3:])
+        said = " ".join(done.stderr.strip().splitlines()[-3:]).removeprefix("headrace: ")
         raise FatalError(f"{' '.join(itertools.islice(argv, 2, 5))} failed: {said}")
     return done.stdout

@@ -29,6 +29,15 @@ def test_prompts_are_a_valid_prompt_file_and_repeatable(tmp_path: Path) -> None:
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
 
 
+def test_a_problem_that_comes_twice_in_its_stream_stands_once_in_the_file(tmp_path: Path) -> None:
+    out = tmp_path / "few.jsonl"
+    few = ("chain-addition", "--option", "num_terms=3", "--out", str(out))
+    _run(*few, "--count", "400")
+    assert len(PromptFile(out)) == 400
+    with pytest.raises(ConfigError, match=r"has too few training problems for --count 800, found"):
+        _run(*few, "--count", "800")
+
+
 def test_held_out_prompts_are_not_training_prompts(tmp_path: Path) -> None:
     held_out, train = tmp_path / "held-out.jsonl", tmp_path / "train.jsonl"
     _run("chain_addition", "--count", "30", "--split", "held-out", "--out", str(held_out))
