@@ -4,8 +4,9 @@ One process sends verdicts at half the rate that the broker was measured to take
 from a channel, those that are due at the same time leave in batches. Another has a few under way,
 each in a message of its own, and waits for their acknowledgements, which come after the events are
 on disk. The baseline are as many messages of the same size at a time to a ROUTER in another process
-that sends them back. There are so many probes that 30 of them lie above the 99th percentile: one
-sync that the disk holds up does not decide it.
+that sends them back. The two take turns within a repeat, so that what the machine does beside lands
+on both, and there are so many probes that 45 of each side lie above the 99th percentile: one sync
+that the disk holds up does not decide it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +23,11 @@ from deploy.bench.processes import BrokerUnderTest, Worker, close_all, fdatasync
 from deploy.bench.raw_client import MESSAGE_BYTES
 from deploy.bench.result import BenchResult, hardware_name, versions
 
-REPEATS = 7
-NUM_PROBES = 3000
+REPEATS = 5
+NUM_TURNS = 3
+"""Of either side in a repeat."""
+NUM_PROBES = 1504
+"""In a turn."""
 NUM_LANES = 4
 """Probes that are under way at a time."""
 PAUSE_S = 0.002
@@ -90,37 +96,48 @@ def bench_latency() -> BenchResult:
 def _one_repeat(
     load: Worker, probe: Worker, collector: Worker, folder: Path, samples: _Samples
 ) -> None:
-    """A burst that tells the capacity, probes at half of it, then the baseline."""
+    """A burst that tells the capacity, then probes at half of it and raw ones by turns."""
     load.ask("prepare", number=BURST)
     burst = load.ask("fire", number=BURST)
+    collector.ask("drain", number=BURST // GROUP_SIZE)
     half = 0.5 * BURST / (burst["end_s"] - burst["start_s"])
-    duration_s = NUM_PROBES / PROBES_PER_SECOND
-    num_paced = _whole_groups(half * duration_s)
-    load.ask("prepare", number=num_paced)
-    probe.ask("prepare", number=_whole_groups(NUM_PROBES))
-    load.tell("pace", number=num_paced, per_second=half - PROBES_PER_SECOND)
-    probed = probe.ask("probe", number=_whole_groups(NUM_PROBES), **_PACE)
-    load.answer()
-    collector.ask("drain", number=(BURST + num_paced + _whole_groups(NUM_PROBES)) // GROUP_SIZE)
-    raw = _raw_round_trips(folder)
+    ours: list[float] = []
+    raw: list[float] = []
+    with _echo(folder) as source:
+        for _ in range(NUM_TURNS):
+            ours += _at_load(load, probe, collector, half)
+            raw += source.ask("probe", number=NUM_PROBES, **_PACE)["seconds"]
     samples.load.append(half)
-    samples.broker_p50.append(_percentile(probed["seconds"], 50))
-    samples.broker_p99.append(_percentile(probed["seconds"], 99))
+    samples.broker_p50.append(_percentile(ours, 50))
+    samples.broker_p99.append(_percentile(ours, 99))
     samples.raw_p50.append(_percentile(raw, 50))
     samples.raw_p99.append(_percentile(raw, 99))
 
 
-def _raw_round_trips(folder: Path) -> list[float]:
+def _at_load(load: Worker, probe: Worker, collector: Worker, per_second: float) -> list[float]:
+    """Seconds of each probe of one turn; what was sent is drained before it returns."""
+    num_paced = _whole_groups(per_second * NUM_PROBES / PROBES_PER_SECOND)
+    load.ask("prepare", number=num_paced)
+    probe.ask("prepare", number=NUM_PROBES)
+    load.tell("pace", number=num_paced, per_second=per_second - PROBES_PER_SECOND)
+    seconds: list[float] = probe.ask("probe", number=NUM_PROBES, **_PACE)["seconds"]
+    load.answer()
+    collector.ask("drain", number=(num_paced + NUM_PROBES) // GROUP_SIZE)
+    return seconds
+
+
+@contextmanager
+def _echo(folder: Path) -> Iterator[Worker]:
+    """A client of a ROUTER in another process that sends back what it gets."""
     endpoint = f"ipc://{folder}/echo"
     echo = Worker("echo", endpoint)
     echo.tell("run")
     source = Worker("source", endpoint)
     try:
         source.ask("probe", number=NUM_PROBES // 5, **_PACE)  # warms up
-        seconds: list[float] = source.ask("probe", number=NUM_PROBES, **_PACE)["seconds"]
+        yield source
     finally:
         close_all([source, echo])
-    return seconds
 
 
 def _whole_groups(number: float) -> int:
