@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("deploy.demo:demo", "Watch a tiny model learn to think, on this machine."),
     "run": ("deploy.run_command:run", "All roles of a run under one supervisor."),
     "check": ("deploy.check_command:check", "Validate a run file and print what follows from it."),
+    "plan": ("deploy.plan_command:plan", "How to split a cluster, and what to expect of it."),
     "eval": ("deploy.eval_command:evaluate", "pass@1 and majority vote of a model."),
     "keys": ("common.keys_cli:keys", "CURVE keys for the roles of a run."),
     "report": ("deploy.report:report", "A static page about a run."),
