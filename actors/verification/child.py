@@ -70,12 +70,19 @@ def main(argv: list[str]) -> None:
         reply = _answer(frame, verifiers)
         _write_frame(replies, pack(reply))
         if limits.arguments and _is_worn(at_start, limits):
-            os._exit(0)  # threads that were left behind are not waited for
+            _end_with_descendants()
 
 
 def _is_worn(at_start: Footprint, limits: ChildLimits) -> bool:
     now, memory = Footprint.of_this_process(), limits.memory_limit_bytes
     return is_worn(now, at_start, max_files=_MAX_OPEN_FILES, memory_limit_bytes=memory)
+
+
+def _end_with_descendants() -> None:
+    """End at once, without waiting for threads, and with all that is left in the own group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def _answer(frame: bytes, verifiers: dict[str, Verifier]) -> JobReply:

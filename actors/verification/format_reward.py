@@ -9,19 +9,17 @@ table of ours is in docs/rewards.md.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Literal
 
 import msgspec
 
 from actors.verification.judgement import Judgement
+from actors.verification.visible import shows_something
 from common.errors import DataError
 from common.task_reference import read_reference
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPECIAL_MARK = "|special_token|"
-_BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
-"""Letters, marks and signs that Unicode gives no form."""
 
 
 class FormatReference(msgspec.Struct, frozen=True):
@@ -58,19 +56,12 @@ def r1_zero_problem(completion: str) -> str:
         return "tags must come in the order <think> </think> <answer> </answer>"
     if before.strip() or between.strip() or after.strip():
         return "text must stand inside the <think> and <answer> blocks"
-    return "" if _shows_something(answer) else "the <answer> block is empty"
-
-
-def _shows_something(text: str) -> bool:
-    """Whether a reader sees anything: blanks and marks without a letter below are nothing."""
-    return any(
-        unicodedata.category(char)[0] not in "ZCM" and char not in _BLANK_LETTERS for char in text
-    )
+    return "" if shows_something(answer) else "the <answer> block is empty"
 
 
 def parse_special_token(completion: str, token: str = SPECIAL_MARK) -> tuple[str, str] | None:
     """(reasoning, summary) of a cold-start completion, or None when it has another form."""
     before, *parts = completion.split(token)
-    if before.strip() or len(parts) != 2 or not _shows_something(parts[1]):
+    if before.strip() or len(parts) != 2 or not shows_something(parts[1]):
         return None
     return parts[0], parts[1]

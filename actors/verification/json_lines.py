@@ -6,6 +6,7 @@ gets exactly one answer.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +152,7 @@ def bad_line_verdict(bad: BadLine) -> Verdict:
 
 def _read_object(line: bytes) -> dict[str, Any]:
     try:
-        fields = msgspec.json.decode(line)
+        fields = msgspec.json.decode(line.removeprefix(codecs.BOM_UTF8))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}"[:1000]) from None
     if not isinstance(fields, dict):

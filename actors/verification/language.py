@@ -28,6 +28,7 @@ import regex
 
 from actors.verification.format_reward import SPECIAL_MARK, parse_special_token
 from actors.verification.judgement import Judgement
+from actors.verification.visible import BLANK_LETTERS
 from common.errors import DataError
 from common.language_tags import LanguageTag, parse_language_tag
 from common.task_reference import read_reference
@@ -77,7 +78,7 @@ _SHORT = regex.compile(
     r"|\\[A-Za-z]+"
 )
 _TAG = regex.compile(r"</?(?:think|answer)>")
-_NOT_SEEN = regex.compile(r"\p{Cf}+")
+_NOT_SEEN = regex.compile(rf"[\p{{Cf}}{BLANK_LETTERS}]+")
 _TEXT = regex.compile(r"\\(?:text|mbox|textrm|textit|textbf)\s*+\{([^{}]*+)\}")
 _OTHER_LETTERS = regex.compile(
     r"[\p{L}--[\p{Script=Latin}\p{Script=Greek}\p{Script=Common}]][\p{L}\p{M}]*+", regex.V1

@@ -1,8 +1,8 @@
-"""What a job leaves in a child that serves many: threads, open files, memory.
+"""What a job leaves in a child that serves many: threads, processes, open files, memory.
 
-A user's reward may start a thread and give up waiting for it, or keep all that it has seen. The
-next job would pay with its own time limit or memory, so a child with too much left in it ends after
-its reply, and a fresh one takes the next job.
+A user's reward may start a thread or a program and give up waiting for it, or keep all that it has
+seen. The next job would pay with its own time limit or memory, so a child with too much left in it
+ends after its reply, with all that it started, and a fresh one takes the next job.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Footprint:
     """Open descriptors."""
     address_bytes: int
     """Address space, which is what the limit of a child counts."""
+    has_children: bool = False
+    """Whether it has a process of its own, ended or not."""
 
     @classmethod
     def of_this_process(cls) -> Footprint:
@@ -35,7 +37,15 @@ class Footprint:
             num_files = address_bytes = 0
         except OSError:  # no descriptor is left to look with
             num_files, address_bytes = resource.getrlimit(resource.RLIMIT_NOFILE)[0], 0
-        return cls(threading.active_count(), num_files, address_bytes)
+        return cls(threading.active_count(), num_files, address_bytes, _has_children())
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def is_worn(
@@ -43,11 +53,12 @@ def is_worn(
 ) -> bool:
     """Whether the next job would find less than it was promised.
 
-    That is a thread more than at the start, or less than half of the files or of the memory that
-    were free then.
+    That is a thread more than at the start, a process where there was none, or less than half of
+    the files or of the memory that were free then.
     """
     return (
         now.num_threads > at_start.num_threads
+        or now.has_children > at_start.has_children
         or now.num_files - at_start.num_files > (max_files - at_start.num_files) // 2
         or now.address_bytes - at_start.address_bytes
         > (memory_limit_bytes - at_start.address_bytes) // 2

@@ -36,29 +36,35 @@ async def serve(process: Process) -> None:
         )
         kinds = (*needed_kinds(verifier.rewards), *generated_kinds(config.prompts))
         await dispatcher.start(kinds)
-        channel = await Channel.connect(
-            role=Role.VERIFIER,
-            name=process.name,
-            endpoint=read_endpoint(config, process.paths),
-            security=client_security(config, Role.VERIFIER, process.name),
+        await _work(process, judge, reference)
+
+
+async def _work(process: Process, judge: RolloutJudge, reference: RolloutReference | None) -> None:
+    """Judge what the broker sends until the process is stopped."""
+    config = process.config
+    channel = await Channel.connect(
+        role=Role.VERIFIER,
+        name=process.name,
+        endpoint=read_endpoint(config, process.paths),
+        security=client_security(config, Role.VERIFIER, process.name),
+    )
+    payloads = payload_client(config, channel, Role.VERIFIER, process.name)
+    try:
+        worker = VerifierWorker(
+            channel,
+            judge,
+            metrics=process.metrics,
+            log=process.log,
+            heartbeat_s=channel.registered.heartbeat_s,
+            payloads=payloads,
+            reference=reference,
+            on_pause=process.pause,
         )
-        payloads = payload_client(config, channel, Role.VERIFIER, process.name)
-        try:
-            worker = VerifierWorker(
-                channel,
-                judge,
-                metrics=process.metrics,
-                log=process.log,
-                heartbeat_s=channel.registered.heartbeat_s,
-                payloads=payloads,
-                reference=reference,
-                on_pause=process.pause,
-            )
-            process.ready(num_children=verifier.num_workers)
-            await worker.run()
-        finally:
-            await payloads.close()
-            await channel.close()
+        process.ready(num_children=config.verifier.num_workers)
+        await worker.run()
+    finally:
+        await payloads.close()
+        await channel.close()
 
 
 def _reference(process: Process) -> AbstractAsyncContextManager[RolloutReference | None]:

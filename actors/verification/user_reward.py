@@ -107,11 +107,13 @@ def _unpacked(result: object, function: str) -> tuple[float, str]:
         result, reason = result
     if not isinstance(reason, str):
         raise InfraError(f"{function} returned a reason that is {type(reason).__name__}, not text")
-    if isinstance(result, str | bytes) or not hasattr(result, "__float__"):
+    if isinstance(result, str | bytes) or not hasattr(type(result), "__float__"):
         raise InfraError(f"{function} returned {type(result).__name__}, not a number")
     try:
         value = float(cast("float", result))
-    except Exception as error:
+    except MemoryError:
+        raise
+    except BaseException as error:  # a number of the user's own class may even try to exit
         raise InfraError(f"{function} returned no number: {_told(error)}") from None
     if not math.isfinite(value) or abs(value) > _MAX_VALUE:
         raise InfraError(f"{function} returned {value}, not a finite number")

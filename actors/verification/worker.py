@@ -17,7 +17,7 @@ from actors.verification.credit import target_held
 from actors.verification.grading import Grader, RolloutReference
 from actors.verification.held_leases import HeldLeases, lease_of
 from actors.verification.rollout_judge import RolloutJudge
-from common.arrays import arrays_from_frames
+from common.arrays import arrays_from_frames, frames_of_each
 from common.codec import Buffer, Decoded
 from common.errors import DataError, DecodeError, InfraError, RefusedError
 from common.messages import (
@@ -109,8 +109,9 @@ class VerifierWorker:
                 await self._return(leases)
                 continue
             by_store = _by_store(leases)
-            for place, lease in enumerate(by_store.pop("", ())):
-                frames = reply.frames[3 * place : 3 * place + 3]
+            held = by_store.pop("", ())
+            own_frames = frames_of_each([lease.rollout for lease in held], reply.frames)
+            for lease, frames in zip(held, own_frames, strict=True):
                 group.create_task(self._verify(lease, frames), name="verify")
             for part in by_store.values():
                 group.create_task(self._fetch_and_verify(part, group), name="fetch")

@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 
-from broker.journal import log as log_module
+from broker.journal import compaction
 from broker.journal import spare as spare_module
 from broker.journal.log import Log
 from broker.journal.records import Kind, decode_record_header
@@ -110,7 +110,7 @@ def test_the_disk_is_bounded_by_the_live_bytes_for_any_lifetimes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Twice the live bytes and five segments, once the upkeep that is due is done."""
-    monkeypatch.setattr(log_module, "COPY_BYTES", 20_000)
+    monkeypatch.setattr(compaction, "COPY_BYTES", 20_000)
     compared = 0
     for seed in _seeds(25):
         disk = FakeDisk()
@@ -139,7 +139,7 @@ def _settle(work: Workload) -> None:
 def test_a_single_call_of_upkeep_copies_no_more_than_its_budget(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(log_module, "COPY_BYTES", 200_000)
+    monkeypatch.setattr(compaction, "COPY_BYTES", 200_000)
     disk = FakeDisk()
     log = open_log(disk, segment_bytes=8 * SEGMENT_BYTES)
     for group in range(700):

@@ -7,7 +7,6 @@ code with the verifier.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -31,11 +30,10 @@ from common.math_answer.rational import UndefinedValueError, rational_value
 from common.math_answer.reader import read_answer
 from common.math_answer.tree import EXPRESSIONS, Expression
 
-Draw = Callable[[st.SearchStrategy[Any]], Any]
-
 _integers = st.integers(-999, 999)
 _positive = st.integers(1, 60)
 _rationals = st.builds(Fraction, _integers, _positive)
+_CHOICES = st.integers(0, 8 * 32 - 1)
 
 
 def _is_right(answer: str, gold: str) -> bool:
@@ -54,10 +52,14 @@ def _terminating(value: Fraction) -> str | None:
     return None
 
 
-@st.composite
-def _spelling(draw: Draw, value: Fraction, *, worked_out: bool = False) -> str:
-    """One of the ways to write ``value``, without arithmetic left to do if ``worked_out``."""
-    upper, lower, times = value.numerator, value.denominator, draw(st.integers(2, 5))
+def _spelling(data: st.DataObject, value: Fraction, *, worked_out: bool = False) -> str:
+    """One of the ways to write ``value``, without arithmetic left to do if ``worked_out``.
+
+    One number is drawn for all that there is to choose: to draw takes longer than to judge.
+    """
+    chosen, way = divmod(data.draw(_CHOICES), 32)
+    dash, chosen = "-\u2212"[chosen % 2], chosen // 2
+    upper, lower, times = value.numerator, value.denominator, 2 + chosen % 4
     sign, size = ("-" if upper < 0 else ""), abs(upper)
     ways = [
         f"{upper}/{lower}",
@@ -82,13 +84,12 @@ def _spelling(draw: Draw, value: Fraction, *, worked_out: bool = False) -> str:
         ways.append(f"{sign}{size // lower} {size % lower}/{lower}")
     if lower == 1:
         ways += [f"{upper:,}", f"{upper:,}".replace(",", "{,}"), f"{upper:,}".replace(",", "\\,")]
-    text: str = draw(st.sampled_from(ways))
-    return text.replace("-", draw(st.sampled_from(["-", "\u2212"])))
+    return ways[way % len(ways)].replace("-", dash)
 
 
 def _worked_out(data: st.DataObject, value: Fraction) -> str:
     """A spelling that may stand in a list."""
-    text: str = data.draw(_spelling(value, worked_out=True))
+    text = _spelling(data, value, worked_out=True)
     return text.replace(",", "{,}")
 
 
@@ -101,7 +102,7 @@ def test_rationals_are_equal_exactly_when_their_values_are(
     data: st.DataObject, value: Fraction, shift: int
 ) -> None:
     other = _shifted(value, shift)
-    gold, answer = data.draw(_spelling(value)), data.draw(_spelling(other, worked_out=True))
+    gold, answer = _spelling(data, value), _spelling(data, other, worked_out=True)
     wrapped = data.draw(st.sampled_from(["{}", "x = {}", "${}$", " {} ", "{}.", "\\( {} \\)"]))
     assert _is_right(wrapped.format(answer), gold) is (value == other)
 
@@ -147,7 +148,7 @@ def test_sets_and_lists(data: st.DataObject, values: list[Fraction], change: boo
     others = data.draw(st.permutations(values))
     if change:
         others = [others[0] + 1000, *others[1:]]
-    gold = ", ".join(data.draw(_spelling(value)).replace(",", "{,}") for value in values)
+    gold = ", ".join(_spelling(data, value).replace(",", "{,}") for value in values)
     answer = ", ".join(_worked_out(data, value) for value in others)
     for frame in ("{}", "\\{{{}\\}}"):
         assert _is_right(frame.format(answer), f"\\{{{gold}\\}}") is not change
@@ -157,7 +158,7 @@ def test_sets_and_lists(data: st.DataObject, values: list[Fraction], change: boo
 @given(st.data(), st.lists(_rationals, min_size=2, max_size=5))
 def test_tuples_have_an_order(data: st.DataObject, values: list[Fraction]) -> None:
     others = data.draw(st.permutations(values))
-    gold = ", ".join(data.draw(_spelling(value)).replace(",", "{,}") for value in values)
+    gold = ", ".join(_spelling(data, value).replace(",", "{,}") for value in values)
     answer = ", ".join(_worked_out(data, value) for value in others)
     assert _is_right(f"\\left( {answer} \\right)", f"({gold})") is (others == values)
 
@@ -167,7 +168,7 @@ def test_intervals_and_inequalities(
     data: st.DataObject, low: Fraction, high: Fraction, ends: str
 ) -> None:
     assume(low < high)
-    left, right = data.draw(_spelling(low)), data.draw(_spelling(high))
+    left, right = _spelling(data, low), _spelling(data, high)
     left, right = left.replace(",", "{,}"), right.replace(",", "{,}")
     gold = f"{ends[0]}{left}, {right}{ends[1]}"
     below, above = ("<" if ends[0] == "(" else "\\le"), ("<" if ends[1] == ")" else "\\leq")
@@ -192,9 +193,7 @@ def test_matrices(data: st.DataObject, rows: int, columns: int, environment: str
 
 
 def _matrix(data: st.DataObject, values: list[list[Fraction]], environment: str) -> str:
-    rows = (
-        " & ".join(data.draw(_spelling(value, worked_out=True)) for value in row) for row in values
-    )
+    rows = (" & ".join(_spelling(data, value, worked_out=True) for value in row) for row in values)
     columns = "{" + "c" * len(values[0]) + "}" if environment == "array" else ""
     frame = ("\\left[", "\\right]") if environment == "array" else ("", "")
     body = f"\\begin{{{environment}}}{columns} " + " \\\\ ".join(rows) + f" \\end{{{environment}}}"
@@ -300,8 +299,8 @@ def test_an_exact_value_is_found_only_where_there_are_no_variables(pair: tuple[s
 def test_math_verify_says_the_same_of_rationals(
     data: st.DataObject, value: Fraction, shift: int
 ) -> None:
-    gold = data.draw(_spelling(value))
-    answer = data.draw(_spelling(_shifted(value, shift), worked_out=True))
+    gold = _spelling(data, value)
+    answer = _spelling(data, _shifted(value, shift), worked_out=True)
     assume(not re.search(r"\\div|\\,|\d \d", gold + answer))  # spellings that it does not read
     gold, answer = gold.replace("\u2212", "-"), answer.replace("\u2212", "-")
     theirs = math_verify.verify(

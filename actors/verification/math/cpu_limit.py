@@ -11,7 +11,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from types import FrameType
 from typing import Never
 
@@ -25,22 +24,18 @@ def cpu_limit(seconds: float) -> Iterator[None]:
     """Raise :class:`CpuLimitError` in the block once it has used ``seconds`` of processor time.
 
     Outside of a main thread there is no limit: signals do not reach other threads. The handler of
-    SIGPROF stays in place: nothing else here may set another.
+    SIGPROF stays in place.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _install_handler()
+    if signal.getsignal(signal.SIGPROF) is not _stop:  # without it the signal ends the process
+        signal.signal(signal.SIGPROF, _stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
-
-
-@lru_cache(1)
-def _install_handler() -> None:
-    signal.signal(signal.SIGPROF, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> Never:

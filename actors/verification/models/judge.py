@@ -39,6 +39,7 @@ _CHARS_PER_TOKEN = 4
 """What is too long is the answer's fault; refused by the endpoint it would have no reward."""
 _NEVER_WORKS = frozenset({401, 403, 404})
 _WORTH_A_TRY = frozenset({408, 409, 429})
+_CUT_OFF = frozenset({"abort", "content_filter", "error", "length"})
 
 
 class JudgeError(InfraError):
@@ -154,8 +155,9 @@ class EndpointJudge:
             "max_tokens": MAX_ANSWER_TOKENS,
         }
         try:
-            response = await self._client.post("chat/completions", json=body)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(self._config.timeout_s):  # httpx counts each byte anew
+                response = await self._client.post("chat/completions", json=body)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise _TryAgainError(f"{type(error).__name__}: {error}") from None
         status = response.status_code
         if status in _NEVER_WORKS:
@@ -224,6 +226,6 @@ def _answer_text(content: bytes) -> str:
         raise _TryAgainError(f"the endpoint's answer is not a chat completion: {error}") from None
     if not choices or choices[0].message.content is None:
         raise _TryAgainError("the endpoint's answer has no text")
-    if choices[0].finish_reason == "length":  # of "verdict: 10" a "verdict: 1" may be left
-        raise _TryAgainError(f"the answer was cut off at {MAX_ANSWER_TOKENS} tokens")
+    if choices[0].finish_reason in _CUT_OFF:  # of "verdict: 10" a "verdict: 1" may be left
+        raise _TryAgainError(f"the answer was cut off ({choices[0].finish_reason})")
     return choices[0].message.content

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.thoughts import THINK_CLOSE
+from common.thoughts import THINK_CLOSE, THINK_OPEN
 
 SYSTEM_TEXT = (
     "You grade answers. The fields of the task stand between tags whose names end in one code. "
@@ -36,11 +36,13 @@ _GRAMMAR = {
     "score": re.compile(r"verdict: (10|[0-9])"),
 }
 _SPECIAL_TOKEN = re.compile(
-    r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|tool_call|think)>)"
-    r"|\[(?=/?[A-Z_]{3,}\])"
+    r"<(?=[|\uff5c]|\w{1,40}\|>|/?(?:s|bos|eos|pad|unk|mask|sop|eop|eot|think|im_start|im_end)>"
+    r"|/?(?:tool_(?:call|response)s?|(?:start|begin|end)_of_\w{1,40}|fim_\w{1,40})>"
+    r"|(?:reserved_|unused|extra_id_)\d{1,6}>|/?seed:\w{1,40}>)"
+    r"|\[(?=/?[A-Z_]{3,}\d{0,6}\]|gMASK\]|\|\w{1,40}\|\]|e~\[)|\](?=~\w{1,8}\])"
 )
 """Where a mark begins that a server may read as a special token of its judge, wherever it stands:
-``<|im_end|>``, ``<\uff5cUser\uff5c>``, ``</s>``, ``[INST]``."""
+``<|im_end|>``, ``<\uff5cUser\uff5c>``, ``</s>``, ``[INST]``, ``[gMASK]``, ``]~b]``."""
 _VERDICT_LINE = re.compile(r"^[^\S\n]*verdict[^\S\n]*:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -110,6 +112,8 @@ def read_verdict(grammar: str, answer: str) -> float | None:
     grammar: one verdict, on the last line, in exactly the form that was asked for.
     """
     said = answer.rpartition(THINK_CLOSE)[2].strip()
+    if THINK_OPEN in said:  # it is still weighing what the candidate says
+        return None
     if len(_VERDICT_LINE.findall(said)) != 1:
         return None
     found = _GRAMMAR[grammar].fullmatch(said.rsplit("\n", 1)[-1])

@@ -7,31 +7,34 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from actors.verification.visible import shows_something
 from common.thoughts import THINK_CLOSE, THINK_OPEN
 
-_BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
-_NEWLINES = re.compile(r"\n\s*")
-_NUMBERED = re.compile(r"\n\s*(?=(?:step\s+)?\d{1,3}[.):])", re.IGNORECASE)
+_BLANKS = re.compile(r"\s++")
+_NUMBER = re.compile(r"(?:step\s++)?\d{1,3}[.):]", re.IGNORECASE)
 
-STEP_BORDERS: dict[str, re.Pattern[str]] = {
-    "blank-line": _BLANK_LINES,
-    "newline": _NEWLINES,
-    "numbered": _NUMBERED,
+STEP_BORDERS: dict[str, Callable[[str, re.Match[str]], bool]] = {
+    "blank-line": lambda text, blanks: blanks[0].count("\n") > 1,
+    "newline": lambda text, blanks: "\n" in blanks[0],
+    "numbered": lambda text, blanks: (
+        "\n" in blanks[0] and _NUMBER.match(text, blanks.end()) is not None
+    ),
 }
-"""Name of a way to cut text into steps -> what stands between two steps."""
+"""Name of a way to cut text into steps -> whether blanks of the text stand between two steps."""
 
 
 def final_summary(response: str) -> str | None:
     """The text after the last ``</think>``, without blanks around it; None where there is none.
 
-    A response without tags is all summary, unless its reasoning was opened and never closed.
+    A response without tags is all summary, unless its reasoning was opened and never closed, also
+    if it was closed before. What shows nothing is none.
     DeepSeek-R1's helpful reward reads the summary only, so that it leaves the reasoning alone
     (Nature 645, Methods).
     """
-    _, closed, summary = response.rpartition(THINK_CLOSE)
-    if not closed and THINK_OPEN in response:
+    summary = response.rpartition(THINK_CLOSE)[2]
+    if THINK_OPEN in summary or not shows_something(summary):
         return None
-    return summary.strip() or None
+    return summary.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,16 @@ class Step:
 
 
 def split_steps(text: str, borders: str) -> list[Step]:
-    """Cut ``text`` where ``borders`` of :data:`STEP_BORDERS` says; empty steps are none."""
-    cuts = [(match.start(), match.end()) for match in STEP_BORDERS[borders].finditer(text)]
+    """Cut ``text`` where ``borders`` of :data:`STEP_BORDERS` says; what shows nothing is no step.
+
+    In linear time, however many blanks there are.
+    """
+    is_border = STEP_BORDERS[borders]
+    cuts = [blanks.span() for blanks in _BLANKS.finditer(text) if is_border(text, blanks)]
     starts = [0, *(end for _, end in cuts)]
     ends = [*(start for start, _ in cuts), len(text)]
     spans = (_trimmed(text, start, end) for start, end in zip(starts, ends, strict=True))
-    return [step for step in spans if step.end > step.start]
+    return [step for step in spans if shows_something(text[step.start : step.end])]
 
 
 def _trimmed(text: str, start: int, end: int) -> Step:

@@ -247,8 +247,8 @@ CRASHES = [
     _run("17 recursion", "def g(): g()\ng()", "runtime error (exit code 1)"),
     _run(
         "17 stack overflow",
-        "import sys\nsys.setrecursionlimit(10 ** 9)\nx = []\nfor _ in range(10 ** 5): x = [x]\n"
-        "repr(x)",
+        "import sys\nsys.setrecursionlimit(10 ** 9)\nx, y = [], []\n"
+        "for _ in range(10 ** 5): x, y = [x], [y]\nx == y",
         "runtime error (signal 11)",
     ),
     _run("17 null pointer", "import ctypes\nctypes.string_at(0)", "runtime error (signal 11)"),

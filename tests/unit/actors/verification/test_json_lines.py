@@ -52,6 +52,12 @@ def test_a_good_line_becomes_a_job_with_the_kinds_own_fields() -> None:
     assert json.loads(parsed.job.checks[0].reference_json) == {"gold": "1", "source": "x"}
 
 
+@pytest.mark.parametrize(("before", "after"), [(b"\xef\xbb\xbf", b""), (b"", b"\r"), (b" ", b"\t")])
+def test_what_editors_put_around_a_line_is_no_part_of_it(before: bytes, after: bytes) -> None:
+    line = before + b'{"id":1,"completion":"x","gold":"1"}' + after
+    assert isinstance(parse_line(line, "arithmetic", _ACCURACY), LineJob)
+
+
 def test_kind_format_is_judged_by_the_lines_own_template() -> None:
     line = b'{"id":1,"completion":"","template":"special-token"}'
     parsed = parse_line(line, "format", (RewardWeight(name="format", kind="format"),))

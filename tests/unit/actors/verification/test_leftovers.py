@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 
 import pytest
@@ -21,10 +22,23 @@ _START = Footprint(num_threads=1, num_files=8, address_bytes=100)
         (Footprint(1, 8, 550), False),
         (Footprint(1, 8, 551), True),
         (Footprint(1, 3, 40), False),
+        (Footprint(1, 8, 100, has_children=True), True),
     ],
 )
 def test_a_thread_or_half_of_what_was_free_is_too_much(now: Footprint, worn: bool) -> None:
     assert is_worn(now, _START, max_files=32, memory_limit_bytes=1000) is worn
+
+
+def test_a_child_that_has_processes_from_the_start_may_keep_them() -> None:
+    start = Footprint(1, 8, 100, has_children=True)
+    assert not is_worn(start, start, max_files=32, memory_limit_bytes=1000)
+
+
+def test_a_process_is_seen_until_it_was_waited_for() -> None:
+    process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    assert Footprint.of_this_process().has_children
+    process.communicate()
+    assert not Footprint.of_this_process().has_children
 
 
 def test_a_thread_a_file_and_memory_are_seen() -> None:

@@ -67,7 +67,7 @@ def test_the_format_table_is_what_the_verifier_does(
 
 
 def test_both_format_tables_are_read_whole() -> None:
-    assert len(_format_cases("r1-zero")) == 9
+    assert len(_format_cases("r1-zero")) == 10
     assert len(_format_cases("special-token")) == 8
 
 

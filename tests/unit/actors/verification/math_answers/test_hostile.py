@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,13 +108,21 @@ def test_row_39_the_limit_ends_with_its_block() -> None:
     assert _seconds(lambda: sum(range(2_000_000))) > 0.01
 
 
-def test_row_39_the_limit_counts_processor_time_and_raises_in_the_block() -> None:
-    def endless() -> None:
-        while True:
-            pass
+def _endless() -> None:
+    while True:
+        pass
 
+
+def test_row_39_the_limit_counts_processor_time_and_raises_in_the_block() -> None:
     with pytest.raises(CpuLimitError), cpu_limit(0.02):
-        endless()
+        _endless()
+
+
+def test_row_39_the_limit_holds_where_its_signal_was_taken_from_it() -> None:
+    with cpu_limit(1.0):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    with pytest.raises(CpuLimitError), cpu_limit(0.02):
+        _endless()
 
 
 @pytest.mark.parametrize(

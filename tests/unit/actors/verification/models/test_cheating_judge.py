@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ from common.types import VerdictStatus
         "[/INST]",
         "[SYSTEM_PROMPT]",
         "</think>",
+        "[gMASK]",
+        "<sop>",
+        "<seed:bos>",
+        "<reserved_106>",
+        "<unused99>",
+        "</tool_response>",
+        "<end_of_utterance>",
+        "<begin_of_text>",
+        "<turn|>",
+        "]~b]",
+        "[e~[",
+        "[|assistant|]",
+        "[UNUSED_TOKEN_145]",
         "<<|im_end|>",
         "<|<|im_end|>im_end|>",
     ],
@@ -74,6 +88,8 @@ def test_what_is_no_special_token_is_sent_as_it_is(text: str) -> None:
         "The candidate says\nverdict: A\n\nverdict: B",
         "The candidate says\n  VERDICT : A\nverdict: B",
         "verdict: A</think>",
+        "<think>The candidate says\nverdict: A",
+        "</think><think>\nverdict: A",
         "verdict: A\nThat is all.",
         "",
     ],
@@ -121,8 +137,37 @@ def test_a_verdict_that_was_cut_off_is_none(tmp_path: Path) -> None:
     whole = {"message": {"content": "verdict: 1"}, "finish_reason": "stop"}
     judgement, _ = _ask(tmp_path / "whole", "He.", whole)
     assert judgement.value == 0.1
-    with pytest.raises(JudgeError, match="cut off"):
-        _ask(tmp_path / "cut", "He.", whole | {"finish_reason": "length"})
+    for number, reason in enumerate(("length", "content_filter", "abort")):
+        with pytest.raises(JudgeError, match=f"cut off .{reason}."):
+            _ask(tmp_path / f"cut-{number}", "He.", whole | {"finish_reason": reason})
+
+
+class _Drops(httpx.AsyncByteStream):
+    """Bytes of an answer that never ends."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0)
+
+
+def test_an_endpoint_that_answers_drop_by_drop_is_given_up(tmp_path: Path) -> None:
+    async def ask() -> None:
+        config = VerifierModelConfig(
+            kind="judge",
+            url="http://judge.invalid/v1",
+            model="big-judge",
+            directory=str(tmp_path),
+            attempts=1,
+            timeout_s=0.05,
+        )
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=_Drops()))
+        async with EndpointJudge(config, transport=transport) as judge:
+            job = VerifyJob(completion="He.", checks=(), prompt="Who?")
+            await judge.judge(job, Check(kind="judge", reference_json='{"gold":"he"}'))
+
+    with pytest.raises(JudgeError, match="in 1 tries: TimeoutError"):
+        asyncio.run(ask())
 
 
 def test_an_answer_too_long_for_the_judge_is_worth_the_minimum_and_is_not_sent(

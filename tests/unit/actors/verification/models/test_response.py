@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,20 @@ def test_no_character_that_is_not_blank_falls_between_two_steps(text: str, borde
     inside = "".join(text[step.start : step.end] for step in steps)
     assert "".join(inside.split()) == "".join(text.split())
     assert all(before.end <= after.start for before, after in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize("borders", sorted(STEP_BORDERS))
+@pytest.mark.parametrize("unit", ["\n", "\n ", " ", "\nstep ", "\nstep\n"])
+def test_blanks_without_end_are_cut_in_linear_time(unit: str, borders: str) -> None:
+    started_s = time.process_time()
+    split_steps(unit * 20_000 + "x", borders)
+    assert time.process_time() - started_s < 2.0
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "&nbsp;", "$$", "<!-- 1. so -->"])
+def test_what_shows_nothing_is_no_step(nothing: str) -> None:
+    text = f"a\n\n{nothing}\n\nb"
+    assert [text[step.start : step.end] for step in split_steps(text, "blank-line")] == ["a", "b"]
 
 
 def test_an_answer_is_as_good_as_its_worst_step_or_as_all_of_them() -> None:
