@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker import reference_rules, resume_rules, step_rules
 from broker.exchange import Answer, Ask
 from broker.handler_state import HandlerState
+from broker.ledger_state import Decision
 from broker.step_rules import Pull
 from common import messages
 
@@ -41,22 +42,32 @@ def set_reference(state: HandlerState, ask: Ask[messages.SetReference]) -> Answe
 
 def commit_step(state: HandlerState, ask: Ask[messages.CommitStep]) -> Answer:
     """Note that groups are stepped."""
-    state.engine.do(step_rules.commit_step(state.ledger, ask.message), ask.now_s)
-    return Answer(messages.Ack())
+    return _committed(state, step_rules.commit_step(state.ledger, ask.message), ask.now_s)
 
 
 def commit_checkpoint(state: HandlerState, ask: Ask[messages.CommitCheckpoint]) -> Answer:
     """Note that the groups of steps up to a checkpoint are trained."""
     decision = step_rules.commit_checkpoint(state.ledger, ask.message.policy_step)
-    state.engine.do(decision, ask.now_s)
-    return Answer(messages.Ack())
+    return _committed(state, decision, ask.now_s)
 
 
 def resume_learner(state: HandlerState, ask: Ask[messages.ResumeLearner]) -> Answer:
     """Go on from the checkpoint and the step records that a learner has."""
-    state.engine.do(resume_rules.resume(state.ledger, ask.message), ask.now_s)
+    resume_rules.refuse_older_journal(ask.message, state.engine.num_events)
+    answer = _committed(state, resume_rules.resume(state.ledger, ask.message), ask.now_s)
     state.has_ended = False
-    return Answer(messages.Ack())
+    return answer
+
+
+def _committed(state: HandlerState, decision: Decision[None], now_s: float) -> Answer:
+    """Done, and how long the journal is with it.
+
+    That is told only with events that are durable under any acknowledgement: the events since may
+    still be lost with the machine.
+    """
+    state.engine.do(decision, now_s)
+    num_events = state.engine.num_events if decision.events else 0
+    return Answer(messages.Ack(num_journal_events=num_events))
 
 
 def evict_groups(state: HandlerState, ask: Ask[messages.EvictGroups]) -> Answer:

@@ -39,7 +39,7 @@ class PayloadStore(Protocol):
         ...
 
     def payload(self, rollout_id: RolloutId) -> tuple[RolloutHeader, list[memoryview]]:
-        """Header and three frames; ``KeyError`` if there is no such rollout."""
+        """Header and frames; ``KeyError`` if there is no such rollout."""
         ...
 
 
@@ -61,12 +61,20 @@ class Engine:
     """Applies decisions; :attr:`events` gathers what is not journaled yet."""
 
     def __init__(
-        self, ledger: Ledger, leases: LeaseTable, payloads: PayloadStore, now_s: float
+        self,
+        ledger: Ledger,
+        leases: LeaseTable,
+        payloads: PayloadStore,
+        now_s: float,
+        num_events: int = 0,
     ) -> None:
+        """``num_events`` led to ``ledger``."""
         self.ledger = ledger
         self.leases = leases
         self.payloads = payloads
         self.events: list[AnyEvent] = []
+        self.num_events = num_events
+        """Events since the run began: the length of the journal once :attr:`events` are in it."""
         self.snapshot: Snapshot | None = None
         """The one under way, which holds the state as it was when it began."""
         self.ages = GroupClock()
@@ -91,6 +99,7 @@ class Engine:
                 self.snapshot.keep(event)
             self.ledger.apply(event)
             self.events.append(event)
+            self.num_events += 1
             if ended:
                 self.ages.stop(ended)
                 self.payloads.drop_payloads(ended)

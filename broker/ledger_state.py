@@ -68,3 +68,5 @@ class LedgerState(msgspec.Struct):
     collector_nonce: str = ""
     reference: WeightVersion | None = None
     """Reference policy that the learner trains with, where verifiers compute with it."""
+    settings: dict[str, str] = msgspec.field(default_factory=dict)
+    """Values of the configuration that the journal depends on, by key."""

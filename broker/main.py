@@ -11,6 +11,7 @@ from broker.exchange import Identity
 from broker.fleet import Fleet
 from broker.handlers import Handlers
 from broker.journal import Journal
+from broker.kept_settings import keep_settings
 from broker.leases import LeaseTable
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
@@ -104,7 +105,8 @@ def _assemble(
     ledger = Ledger.replay(ledger_rules(config), state, history)
     journal.drop_payloads([g for g in journal.payload_groups if g not in ledger.groups])
     leases = LeaseTable(config.broker.dead_after_s)
-    engine = Engine(ledger, leases, journal, clock.now_s())
+    engine = Engine(ledger, leases, journal, clock.now_s(), journal.num_events)
+    engine.do(keep_settings(ledger.state, config), clock.now_s())
     engine.do(open_prompt_sets(ledger, source), clock.now_s())
     engine.do(drop_unused(ledger), clock.now_s())
     engine.do(adopt_rules(ledger), clock.now_s())

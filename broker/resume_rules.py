@@ -56,6 +56,22 @@ def resume(ledger: Ledger, message: ResumeLearner) -> Decision[None]:
     return Decision((*trained, *put_back(held), resumed, *stepped, *stale), None)
 
 
+def refuse_older_journal(message: ResumeLearner, num_events: int) -> None:
+    """Raise :class:`RefusedError` where ``num_events`` are fewer than the checkpoint knows of.
+
+    What the learner was told is durable, so its journal can never get shorter: this is an older
+    copy, or another journal of the same run id, that may not know which groups were trained.
+    """
+    if num_events < message.num_journal_events:
+        raise RefusedError(
+            "older_journal",
+            f"the journal must have the {message.num_journal_events} events that the checkpoint "
+            f"of step {message.policy_step} knows of, it has {num_events}: groups could be trained "
+            "twice (look at the journal with headrace journal check and restore the newest copy, "
+            "or delete the checkpoints that are newer than it)",
+        )
+
+
 def _is_fork(ledger: Ledger, message: ResumeLearner) -> bool:
     """Whether the learner opens an incarnation that the ledger does not know yet.
 

@@ -69,20 +69,14 @@ class LogBacking:
 
         The arrays that came first under a header stay: consumers may have read them.
         """
-        if self._holds(header):
+        key = key_of(header.rollout_id)
+        if key in self._log and self.payload(header.rollout_id)[0] == header:
             return
         contents = pack_payload(header, frames)
         if not self._log.has_room(sum(map(len, contents))):
             raise RefusedError("full", f"{self._log.live_bytes} bytes are held, there is no room")
-        key = key_of(header.rollout_id)
         self._log.put(key, contents)
         self._hot.add(key, header, frames)
-
-    def _holds(self, header: RolloutHeader) -> bool:
-        try:
-            return self.payload(header.rollout_id)[0] == header
-        except KeyError:
-            return False
 
     def commit(self) -> None:
         """Write what was added, and wait for the disk where that was promised."""

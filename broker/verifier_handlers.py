@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import msgspec
+
 from broker import difficulty_rules, rollout_rules, verdict_rules
 from broker.events import Verified
 from broker.exchange import Answer, Ask
@@ -12,6 +14,8 @@ from broker.ledger_state import Decision
 from common import messages
 from common.codec import Buffer
 from common.types import ReferenceHeader, RolloutId
+
+_VERIFIED_FRAMES = 3
 
 
 def lease_rollouts(state: HandlerState, ask: Ask[messages.LeaseRollouts]) -> Answer | None:
@@ -29,8 +33,17 @@ def lease_rollouts(state: HandlerState, ask: Ask[messages.LeaseRollouts]) -> Ans
         return None
     held_here = [item.rollout for item in leases if not item.rollout.store]
     payloads = [state.engine.payloads.payload(rollout.rollout_id) for rollout in held_here]
-    frames = [frame for _, arrays in payloads for frame in arrays]
-    return Answer(messages.RolloutLeases(leases=tuple(leases)), frames)
+    frames = [frame for _, arrays in payloads for frame in arrays[:_VERIFIED_FRAMES]]
+    told = tuple(_without_routing(lease) for lease in leases)
+    return Answer(messages.RolloutLeases(leases=told), frames)
+
+
+def _without_routing(lease: messages.RolloutLease) -> messages.RolloutLease:
+    """No verifier reads which experts were used, and the record outweighs all else."""
+    if lease.rollout.routing is None or lease.rollout.store:
+        return lease
+    rollout = msgspec.structs.replace(lease.rollout, routing=None)
+    return msgspec.structs.replace(lease, rollout=rollout)
 
 
 def submit_verdict(state: HandlerState, ask: Ask[messages.SubmitVerdict]) -> Answer:

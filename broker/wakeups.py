@@ -17,6 +17,7 @@ Kinds = frozenset[type[Request]]
 ALL_KINDS: Kinds = frozenset((LeasePrompts, LeaseRollouts, PullGroups, WatchWeights))
 _NOBODY: Kinds = frozenset()
 _WOKEN_BY: dict[type[AnyEvent], Kinds] = {
+    events.SettingKept: _NOBODY,
     events.PromptSetOpened: _NOBODY,
     events.MixBegan: _NOBODY,
     events.Admitted: _NOBODY,

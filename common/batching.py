@@ -56,7 +56,7 @@ def decode_requests(parts: Sequence[Buffer]) -> list[tuple[int, Decoded | Decode
     try:
         decoded = decode(parts)
     except DecodeError as error:
-        return _one_by_one(parts) or [(request_id_or_zero(parts), error)]
+        return _one_by_one(parts) or [(request_id_or_zero(parts), _bare(error))]
     if not isinstance(decoded.message, Batch):
         return [(decoded.request_id, decoded)]
     return [(number, _alone(number, request)) for number, request in decoded.message.requests]
@@ -67,7 +67,7 @@ def _alone(request_id: int, request: BatchedRequest) -> Decoded | DecodeError:
     try:
         check_frameless(request)
     except DecodeError as error:
-        return error
+        return _bare(error)
     return Decoded(request_id, request, [])
 
 
@@ -87,4 +87,12 @@ def _read(request_id: int, header: msgspec.Raw) -> Decoded | DecodeError:
     try:
         return _alone(request_id, unpack(header, BatchedRequest))
     except DecodeError as error:
-        return error
+        return _bare(error)
+
+
+def _bare(error: DecodeError) -> DecodeError:
+    """The same without its traceback, whose frames lead back to whoever keeps the error.
+
+    That would be a cycle, with the message in it, and a busy broker looks for none.
+    """
+    return DecodeError(str(error))

@@ -21,3 +21,8 @@ def content_hash(header: RolloutHeader, frames: Sequence[Buffer]) -> str:
     for frame in frames:
         digest.update(frame)
     return digest.hexdigest()
+
+
+def header_hash(header: RolloutHeader) -> str:
+    """Hash of a header wherever its arrays are kept: 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(pack(msgspec.structs.replace(header, store="")))

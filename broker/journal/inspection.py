@@ -12,9 +12,9 @@ import msgspec
 
 from broker.events import AnyEvent
 from broker.groups import GroupRecord
+from broker.journal.event_turns import unpack_turn
 from broker.journal.files import Files, OsFiles
 from broker.journal.index import Index
-from broker.journal.journal import unpack_turn
 from broker.journal.payloads import is_reference, rollout_of, unpack_header, unpack_reference
 from broker.journal.records import (
     KEY_BYTES,

@@ -18,16 +18,13 @@ files are bounded by the live groups. A snapshot is spread over turns: one recor
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
-from broker import events
 from broker.events import AnyEvent
+from broker.journal.event_turns import ALWAYS_DURABLE, count_events, load, pack_turn
 from broker.journal.files import Files, OsFiles
 from broker.journal.log import Log
 from broker.journal.payloads import (
@@ -43,13 +40,7 @@ from broker.journal.snapshot_writer import SnapshotWriter
 from broker.journal.syncer import Syncer
 from broker.journal.upkeep import Upkeep
 from broker.ledger_state import LedgerState
-from broker.snapshots import (
-    DEFAULT_PACE,
-    Snapshot,
-    SnapshotPace,
-    num_events_of,
-    unpack_snapshot,
-)
+from broker.snapshots import DEFAULT_PACE, Snapshot, SnapshotPace
 from common.codec import Buffer
 from common.errors import JournalError
 from common.types import ReferenceHeader, RolloutHeader, RolloutId, WeightVersion
@@ -60,27 +51,6 @@ RELAXED_WINDOW_S = 1.0
 LEFTOVER_NAME = "journal.sqlite"
 
 Acks = Literal["durable", "relaxed"]
-
-ALWAYS_DURABLE: frozenset[type[AnyEvent]] = frozenset(
-    (
-        events.HandedOver,
-        events.Stepped,
-        events.Trained,
-        events.Collected,
-        events.Evicted,
-        events.Announced,
-        events.Resumed,
-        events.ReferenceSet,
-        events.Sealed,
-    )
-)
-"""What a consumer is told of groups, steps, checkpoints and weights: never relaxed."""
-
-_TURN = struct.Struct("<QI")
-"""Before the events of a turn: number of the first, how many."""
-
-_events_decoder = msgspec.msgpack.Decoder(list[AnyEvent])
-_encoder = msgspec.msgpack.Encoder()
 
 
 class Journal:
@@ -116,7 +86,7 @@ class Journal:
         self._cache = PayloadCache(cache_bytes)
         self._directory = directory
         self._snapshots = SnapshotWriter(self._log, pace)
-        self._next_event, self._num_since_snapshot = self._count_events()
+        self._next_event, self._num_since_snapshot = count_events(self._log)
         self._syncer = Syncer(self._log, RELAXED_WINDOW_S) if acks == "relaxed" else None
         self._num_durable_turns = self._num_synced_turns = 0
         self._upkeep: Upkeep | None = None
@@ -125,16 +95,10 @@ class Journal:
 
     def load(self) -> tuple[LedgerState | None, Iterator[AnyEvent]]:
         """The last snapshot and the events after it."""
-        if not self._log.checkpoint_bytes:
-            return None, self._load_events(0)
-        try:
-            number, state = unpack_snapshot(self._log.checkpointed())
-        except msgspec.DecodeError as error:
-            raise self._unreadable(f"the snapshot: {error}") from None
-        return state, self._load_events(number)
+        return load(self._log, self._directory)
 
     def payload(self, rollout_id: RolloutId) -> tuple[RolloutHeader, list[memoryview]]:
-        """Header and the three frames of one rollout; raises ``KeyError`` if there is none."""
+        """Header and the frames of one rollout; raises ``KeyError`` if there is none."""
         key = key_of(rollout_id)
         cached = self._cache.get(key)
         return unpack_payload(self._log.get(key)) if cached is None else cached
@@ -143,6 +107,11 @@ class Journal:
     def payload_groups(self) -> KeysView[int]:
         """Groups that payloads are kept for."""
         return self._log.groups
+
+    @property
+    def num_events(self) -> int:
+        """Events written since the journal began, those that a snapshot replaced included."""
+        return self._next_event
 
     @property
     def num_bytes(self) -> int:
@@ -299,43 +268,10 @@ class Journal:
     def _stage_events(self) -> None:
         if self._events:
             number = len(self._events)
-            head = _TURN.pack(self._next_event, number)
-            self._log.append(head + _encoder.encode(self._events))
+            self._log.append(pack_turn(self._next_event, self._events))
             self._next_event += number
             self._num_since_snapshot += number
             self._events = []
-
-    def _count_events(self) -> tuple[int, int]:
-        """Number of the next event, and of those since the last snapshot."""
-        first, turn = next(self._log.checkpointed(), None), self._log.last_turn()
-        start = 0 if first is None else num_events_of(first)
-        if turn is None:
-            return start, 0
-        newest, number = _TURN.unpack_from(turn)
-        return newest + number, newest + number - start
-
-    def _load_events(self, expected: int) -> Iterator[AnyEvent]:
-        for turn in self._log.turns():
-            try:
-                first, happened = unpack_turn(turn)
-            except msgspec.DecodeError as error:
-                raise self._unreadable(f"the events from {expected} on: {error}") from None
-            if first != expected:
-                raise self._unreadable(f"event {first} where event {expected} belongs")
-            yield from happened
-            expected += len(happened)
-
-    def _unreadable(self, what: str) -> JournalError:
-        return JournalError(
-            f"journal {self._directory}: cannot be read: {what} "
-            "(use the headrace version that wrote it)"
-        )
-
-
-def unpack_turn(turn: Buffer) -> tuple[int, list[AnyEvent]]:
-    """Number of the first event of a turn, and its events; raises ``msgspec.DecodeError``."""
-    first, _ = _TURN.unpack_from(turn)
-    return first, _events_decoder.decode(memoryview(turn)[_TURN.size :])
 
 
 def refuse_leftover(directory: Path) -> None:

@@ -5,9 +5,7 @@ until a checkpoint that began later ends (:meth:`Log.add_part`, :meth:`Log.check
 is staged first; :meth:`Log.write` hands it to the system, in order, and :meth:`Log.sync`, which
 another thread may call meanwhile, makes it durable.
 
-The disk holds at most twice the live bytes and five segments: the oldest segment is deleted once
-nothing in it is live, and the few live records in it are copied to the end when garbage outweighs
-them. Each byte is copied at most about once for each byte of garbage that goes.
+Old segments are let go of by :class:`~broker.journal.compaction.Compaction`.
 
 A full disk shows when no spare segment can be made. From then on :attr:`Log.room` is 0, which asks
 the caller to take in no more keyed records, and the active segment keeps room for turns and drops;
@@ -21,36 +19,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from pathlib import Path
 
+from broker.journal.compaction import Compaction
 from broker.journal.files import Files
-from broker.journal.index import Place
+from broker.journal.log_reader import LogReader
+from broker.journal.log_writer import LogWriter
 from broker.journal.records import (
     KEY_BYTES,
     SALT_BYTES,
     Key,
-    Kind,
     SealReason,
-    body_of,
-    decode_drops,
-    decode_part,
-    decode_record_header,
-    encode_number,
-    encode_record,
-    is_body_sound,
     record_bytes,
     salt_seed,
 )
-from broker.journal.recovery import lock_directory, recover
-from broker.journal.scan import DamagedError
+from broker.journal.recovery import Recovered, lock_directory, recover
 from broker.journal.segment_file import Identity, disk_error
 from broker.journal.segments import Segments
-from broker.journal.staging import Staged, Staging
+from broker.journal.staging import Staging
 from common.codec import Buffer
 from common.errors import JournalFullError
 
-COPY_BYTES = 4 << 20
-"""Live bytes that one call of :meth:`Log.maintain` copies at most, but for one larger record."""
-SPARE_RETRY_S = 0.25
-"""A full disk is asked for a spare segment at most so often."""
 _RESERVED_SHARE = 4
 """One part in so many of a segment is kept for turns and drops."""
 
@@ -73,28 +60,24 @@ class Log:
         Raises :class:`JournalError` with file, cause and cure.
         """
         self._files = files
-        self._clock = clock
-        self._segment_bytes = segment_bytes
-        try:
-            files.make_directory(directory)
-        except OSError as error:
-            raise disk_error(directory, error) from None
-        self._lock = lock_directory(files, directory)
-        try:
-            identity = Identity(directory, owner, os.urandom(SALT_BYTES), segment_bytes)
-            found = recover(files, identity)
-        except BaseException:
-            files.close(self._lock)
-            raise
-        identity = Identity(directory, owner, found.salt, segment_bytes)
+        self._lock, identity, found = _open(files, directory, owner, segment_bytes)
+        self._salted = salt_seed(found.salt)
         self._segments = Segments(files, identity, found.chain, found.spare, max_bytes=max_bytes)
         self._segments.start_at(found.last_sequence)
-        self._salted = salt_seed(found.salt)
         self._index = found.index
         self._staging = Staging(self._salted, found.last_sequence + 1)
         self._reserved_bytes = segment_bytes // _RESERVED_SHARE
-        self._next_try_s = clock()
-        self._try_spare()
+        parts = (self._segments, self._index, self._staging)
+        self._reader = LogReader(*parts, self._salted)
+        self._writer = LogWriter(*parts, self._salted, clock)
+        self._compaction = Compaction(
+            *parts,
+            reader=self._reader,
+            writer=self._writer,
+            segment_bytes=segment_bytes,
+            reserved_bytes=self._reserved_bytes,
+        )
+        self._writer.try_spare()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -122,21 +105,17 @@ class Log:
         """Keys of all written records that are live."""
         return [key for group in self._index.groups.values() for key in group]
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether ``key`` has a record, written or staged."""
+        return self._staging.has_key(key) or self._index.place_of(key) is not None
+
     def get(self, key: Key) -> memoryview:
         """Contents of the record of ``key``; ``KeyError`` if it has none."""
-        staged = self._staging.get(key)
-        if staged is not None:
-            return staged
-        place = self._index.place_of(key)
-        if place is None:
-            raise KeyError(key)
-        return self._read(place)[KEY_BYTES:]
+        return self._reader.get(key)
 
     def checkpointed(self) -> Iterator[memoryview]:
         """Contents of the parts of the last checkpoint that was written, in order."""
-        for place in self._index.checkpoint.places:
-            body = self._read(place)
-            yield body[decode_part(body)[2] :]
+        return self._reader.checkpointed()
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -145,24 +124,11 @@ class Log:
 
     def turns(self) -> Iterator[memoryview]:
         """Contents of the turns that it does not replace, in order."""
-        return map(self._turn_at, self._index.turns)
+        return self._reader.turns()
 
     def last_turn(self) -> memoryview | None:
         """Contents of the newest of them."""
-        place = self._index.last_turn
-        return None if place is None else self._turn_at(place)
-
-    def _turn_at(self, place: Place) -> memoryview:
-        body = self._read(place)
-        return body[decode_drops(body)[1] :]
-
-    def _read(self, place: Place) -> memoryview:
-        data = self._segments.read(place.segment, place.offset, place.num_bytes)
-        header = decode_record_header(self._salted, data, 0)
-        if header is None or not is_body_sound(header, data, 0):
-            path = self._segments.path_of(place.segment)
-            raise DamagedError(path, place.offset, "the record does not match its checksum")
-        return body_of(header, data)
+        return self._reader.last_turn()
 
     # --- staging ----------------------------------------------------------------------------------
 
@@ -194,7 +160,7 @@ class Log:
         need = record_bytes(KEY_BYTES + num_bytes)
         if need > self.room and self._staging:
             try:
-                self._write_staged()
+                self._writer.write()
             except JournalFullError:
                 return False
         return need <= self.room or (
@@ -240,7 +206,7 @@ class Log:
         and the next call tries again. Raises :class:`JournalError` when the disk fails.
         """
         self._staging.add_drops(self._segments.durable)
-        self._write_staged()
+        self._writer.write()
 
     def sync(self) -> None:
         """Return when all that was written before survives a crash of the system, and tidy up.
@@ -279,63 +245,12 @@ class Log:
         """Wait for that now; may be called from another thread."""
         self._segments.spare.finish()
 
-    def _write_staged(self) -> None:
-        self._segments.disk.check()
-        while self._staging:
-            batch, num_bytes = self._staging.batch(self._segments.active.room)
-            try:
-                if batch:
-                    self._write_batch(batch, num_bytes)
-                else:
-                    self._advance(self._staging.first.sequence, self._staging.first.num_bytes)
-            except OSError as error:
-                raise self._full(error.strerror or "no space") from None
-
-    def _write_batch(self, batch: Sequence[Staged], num_bytes: int) -> None:
-        buffers = [buffer for staged in batch for buffer in staged.buffers]
-        segment, offset = self._segments.append(buffers, num_bytes, batch[-1].sequence)
-        for _ in batch:
-            staged, counts = self._staging.pop()
-            if counts:
-                self._file(staged, Place(segment, offset, staged.num_bytes))
-            offset += staged.num_bytes
-
-    def _file(self, staged: Staged, place: Place) -> None:
-        """Note where a record lies."""
-        if staged.key is not None:
-            self._index.put(staged.key, place)
-        elif staged.part is None:
-            self._index.add_turn(place)
-        elif staged.kind is Kind.PART:
-            self._index.add_part(staged.part, place)
-        else:
-            self._index.set_checkpoint(staged.part, place)
-
-    def _advance(self, sequence: int, need_bytes: int) -> None:
-        """Go on with this record in the spare segment and have another spare made."""
-        self._try_spare()
-        if not self._segments.advance(self._seal(SealReason.FULL, sequence), sequence, need_bytes):
-            raise self._full("no room for another segment")
-        self._try_spare()
-
-    def _seal(self, reason: SealReason, sequence: int) -> list[Buffer]:
-        durable = self._segments.durable
-        return encode_record(self._salted, Kind.SEAL, sequence, durable, [encode_number(reason)])[0]
-
-    def _full(self, cause: str) -> JournalFullError:
-        return JournalFullError(
-            f"journal {self._segments.directory}: {cause}; {self._staging.num_bytes} bytes wait "
-            "(free some space: nothing acknowledged is lost)"
-        )
-
     # --- upkeep -----------------------------------------------------------------------------------
 
     @property
     def wants_checkpoint(self) -> bool:
         """Whether a checkpoint would let go of old segments that the disk can no longer spare."""
-        oldest = self._segments.numbers[0]
-        is_held = oldest != self._segments.active.number and self._index.has_history(oldest)
-        return is_held and (self._is_over_bound or self._segments.spare.segment is None)
+        return self._compaction.wants_checkpoint
 
     def maintain(self) -> bool:
         """Do a bounded piece of upkeep, after :meth:`write`; returns whether more is left to do.
@@ -343,62 +258,7 @@ class Log:
         Makes the spare segment, lets go of segments that nobody needs (the next :meth:`sync`
         deletes them) and stages copies of live records for the next :meth:`write`.
         """
-        self._try_spare()
-        if not self._staging.is_empty:
-            return True
-        self._release()
-        if self._segments.spare.segment is None:
-            return self._compact_on_full_disk()
-        return self._is_over_bound and self._compact()
-
-    @property
-    def _is_over_bound(self) -> bool:
-        bound = 2 * self._index.live_bytes + 3 * self._segment_bytes
-        return self._segments.kept_bytes > bound
-
-    def _try_spare(self) -> None:
-        is_due = self._segments.spare.segment is None and self._clock() >= self._next_try_s
-        if is_due and not self._segments.make_spare():
-            self._next_try_s = self._clock() + SPARE_RETRY_S
-
-    def _release(self) -> None:
-        """Let go of the oldest segments that hold nothing live.
-
-        They are deleted once the record that says so is durable, and with it whatever made their
-        records superfluous: it comes later in the log than all of that.
-        """
-        dead: list[int] = []
-        for number in self._segments.numbers[:-1]:
-            if self._index.keyed_bytes_in(number) or self._index.has_history(number):
-                break
-            dead.append(number)
-        if dead:
-            body = [encode_number(dead[-1] + 1)]
-            floor = self._staging.add(Kind.FLOOR, body, self._segments.durable)
-            self._segments.release(dead, floor.sequence)
-
-    def _compact(self) -> bool:
-        """Copy live records out of the oldest segment; returns whether that leads anywhere."""
-        oldest = self._segments.numbers[0]
-        if oldest == self._segments.active.number:  # one large segment of garbage: go on in another
-            self._advance(self._staging.next_sequence, 0)
-            return True
-        keys = self._index.keys_in(oldest)
-        left = COPY_BYTES
-        for key in keys:
-            contents = self.get(key)
-            self.put(key, [contents])
-            left -= len(contents)
-            if left <= 0:
-                break
-        return bool(keys)
-
-    def _compact_on_full_disk(self) -> bool:
-        """The same where copies take room that turns may need: only if much is gained by it."""
-        active, oldest = self._segments.active, self._segments.numbers[0]
-        num_bytes = self._index.keyed_bytes_in(oldest)
-        is_gain = oldest != active.number and 2 * num_bytes <= self._segments.size_of(oldest)
-        return is_gain and num_bytes <= active.room - self._reserved_bytes and self._compact()
+        return self._compaction.step()
 
     # --- closing ----------------------------------------------------------------------------------
 
@@ -412,9 +272,27 @@ class Log:
             if self._segments.disk.failure is None:
                 self.sync()
                 if self._segments.spare.segment is not None:
-                    seal = self._seal(SealReason.CLOSED, self._segments.durable + 1)
+                    seal = self._writer.seal(SealReason.CLOSED, self._segments.durable + 1)
                     self._segments.seal(seal)
                     self._segments.spare.drop()
         finally:
             self._segments.close()
             self._files.close(self._lock)
+
+
+def _open(
+    files: Files, directory: Path, owner: str, segment_bytes: int
+) -> tuple[int, Identity, Recovered]:
+    """Lock and read a log, or begin one; returns its lock, its identity and what it holds."""
+    try:
+        files.make_directory(directory)
+    except OSError as error:
+        raise disk_error(directory, error) from None
+    lock = lock_directory(files, directory)
+    try:
+        identity = Identity(directory, owner, os.urandom(SALT_BYTES), segment_bytes)
+        found = recover(files, identity)
+    except BaseException:
+        files.close(lock)
+        raise
+    return lock, Identity(directory, owner, found.salt, segment_bytes), found

@@ -13,7 +13,7 @@ from common.codec import Buffer
 from common.types import ReferenceHeader, RolloutHeader, RolloutId, WeightVersion
 
 Payload = tuple[RolloutHeader, list[memoryview]]
-"""Header and three frames."""
+"""Header and frames."""
 
 _HEADER_BYTES = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
@@ -61,7 +61,7 @@ def unpack_reference(contents: memoryview) -> tuple[ReferenceHeader, memoryview]
 def pack_payload(header: RolloutHeader, frames: Sequence[Buffer]) -> list[Buffer]:
     """Contents of the record of a payload; the frames are not copied."""
     encoded = _encoder.encode(header)
-    return [_HEADER_BYTES.pack(len(encoded)), encoded, *frames]
+    return [_HEADER_BYTES.pack(len(encoded)) + encoded, *frames]
 
 
 def unpack_payload(contents: memoryview) -> Payload:
@@ -80,6 +80,13 @@ def unpack_header(contents: memoryview) -> RolloutHeader:
     """The header alone."""
     (size,) = _HEADER_BYTES.unpack_from(contents)
     return _decoder.decode(contents[_HEADER_BYTES.size : _HEADER_BYTES.size + size])
+
+
+def _bytes_of(frame: Buffer) -> memoryview:
+    """A view of bytes; a frame that was received is one already."""
+    if isinstance(frame, memoryview) and frame.format == "B" and frame.ndim == 1:
+        return frame
+    return memoryview(frame).cast("B")
 
 
 class PayloadCache:
@@ -108,7 +115,7 @@ class PayloadCache:
         """Keep a payload; the oldest ones leave to make room."""
         if key in self._payloads:
             self._remove(key)
-        views = [memoryview(frame).cast("B") for frame in frames]
+        views = list(map(_bytes_of, frames))
         size = sum(map(len, views))
         self._payloads[key] = (header, views), size
         self._keys.setdefault(key[0], {})[key] = None

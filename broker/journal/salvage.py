@@ -7,21 +7,16 @@ lost are sampled again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from broker import events
-from broker.events import AnyEvent
-from broker.groups import VERIFIED, GroupRecord, Place
 from broker.journal.files import Files, OsFiles
 from broker.journal.history import History
 from broker.journal.inspection import decode
 from broker.journal.log import Log
-from broker.journal.payloads import key_of, reference_key_of
 from broker.journal.records import (
     FORMAT_VERSION,
     KEY_BYTES,
@@ -35,28 +30,16 @@ from broker.journal.records import (
     salt_seed,
 )
 from broker.journal.recovery import lock_directory
+from broker.journal.rescue import Rescue, ask_again, note_missing_events, resample
 from broker.journal.scan import Record, SegmentReader
 from broker.journal.segment_file import Segment, disk_error, segment_number
 from broker.journal.snapshot_writer import SnapshotWriter
 from broker.ledger import Ledger
 from broker.ledger_state import LedgerRules
-from broker.snapshots import groups_of
 from common.errors import JournalError
-from common.types import RolloutId
 
 _SEGMENT_BYTES = 64 << 20
 _WRITE_EVERY = 64
-
-
-@dataclass(slots=True)
-class Rescue:
-    """What was saved, and what was not."""
-
-    num_groups: int = 0
-    num_payloads: int = 0
-    next_event: int = 0
-    losses: list[str] = field(default_factory=list)
-    """One line each; empty if nothing that counts is lost."""
 
 
 class _Found(NamedTuple):
@@ -105,8 +88,8 @@ def _salvage(files: Files, directory: Path, out: Path) -> Rescue:
     for each in found:
         _collect(each, history, payloads)
     ledger = Ledger.replay(LedgerRules(), history.state, history.events)
-    _note_missing_events(history, rescue)
-    num_repairs = _resample(ledger, payloads, rescue) + _ask_again(ledger, payloads, rescue)
+    note_missing_events(history, rescue)
+    num_repairs = resample(ledger, payloads, rescue) + ask_again(ledger, payloads, rescue)
     rescue.next_event = history.next_event + num_repairs
     _write(out, header.owner, ledger, payloads, rescue)
     for segment in segments:
@@ -136,6 +119,11 @@ def _open_segments(
         size = files.size(descriptor)
         oldest = 0 if header is None else header.oldest
         segments.append(Segment(number, path, descriptor, size, size, oldest))
+    return segments, _common_header(sound, directory)
+
+
+def _common_header(sound: Sequence[SegmentHeader], directory: Path) -> SegmentHeader:
+    """One of the sound headers; they agree in what is asked of them."""
     if not sound:
         raise JournalError(
             f"journal {directory}: no segment has a sound header, so that records cannot be told "
@@ -146,7 +134,7 @@ def _open_segments(
             f"journal {directory}: has format {sound[0].format}, this program reads "
             f"{FORMAT_VERSION} (use the headrace version that wrote it)"
         )
-    return segments, sound[0]
+    return sound[0]
 
 
 def _sound_records(files: Files, segment: Segment, salted: int) -> Iterator[_Found]:
@@ -202,90 +190,6 @@ def _note_missing_records(found: Sequence[_Found], rescue: Rescue) -> None:
                 f"at or after byte {end}"
             )
         last = each
-
-
-def _note_missing_events(history: History, rescue: Rescue) -> None:
-    if history.lost_from is None:
-        return
-    groups = sorted({group for event in history.unapplied for group in groups_of(event)})
-    rescue.losses.append(
-        f"events from {history.lost_from} on; {len(history.unapplied)} later ones are not applied: "
-        f"groups {_listed(groups)} are as they were before"
-    )
-
-
-def _listed(groups: Sequence[int]) -> str:
-    return ", ".join(map(str, groups)) or "(none)"
-
-
-def _resample(ledger: Ledger, payloads: dict[Key, _Found], rescue: Rescue) -> int:
-    """Have lost rollouts sampled again; returns how many events that took."""
-    num_events = 0
-    for group in list(ledger.groups.values()):
-        lost = [each for each in _kept_here(group) if key_of(each) not in payloads]
-        if not lost:
-            continue
-        indices = _listed([each.index for each in lost])
-        if group.place is Place.STEPPED:
-            rescue.losses.append(
-                f"group {group.group_id}: the arrays of rollouts {indices}; it is stepped: a "
-                "learner that has to replay that step forks"
-            )
-            continue
-        rescue.losses.append(
-            f"group {group.group_id}: the arrays of rollouts {indices}; they are sampled again"
-        )
-        for event in _resampling(group, lost):
-            ledger.apply(event)
-            num_events += 1
-    return num_events
-
-
-def _resampling(group: GroupRecord, lost: Sequence[RolloutId]) -> Iterator[AnyEvent]:
-    if group.place is Place.HANDED_OVER:
-        yield events.PutBack(group_ids=(group.group_id,))
-    for each in lost:
-        yield events.PayloadLost(group_id=each.group_id, index=each.index, attempt=each.attempt)
-
-
-def _ask_again(ledger: Ledger, payloads: Collection[Key], rescue: Rescue) -> int:
-    """Have lost reference log-probabilities computed again; returns how many events that took."""
-    repairs: list[AnyEvent] = []
-    for group in ledger.groups.values():
-        lost = [index for index in group.references if not _has_reference(group, index, payloads)]
-        if not lost:
-            continue
-        what = f"group {group.group_id}: the reference log-probabilities of rollouts"
-        if group.place is Place.STEPPED:
-            rescue.losses.append(
-                f"{what} {_listed(lost)}; it is stepped: a learner that has to replay that step "
-                "cannot"
-            )
-            continue
-        rescue.losses.append(f"{what} {_listed(lost)}; they are computed again")
-        if group.place is Place.HANDED_OVER:
-            repairs.append(events.PutBack(group_ids=(group.group_id,)))
-        repairs += [
-            events.ReferenceWanted(group_id=group.group_id, index=index)
-            for index in lost
-            if group.indices[index].phase is VERIFIED
-        ]
-    for event in repairs:
-        ledger.apply(event)
-    return len(repairs)
-
-
-def _has_reference(group: GroupRecord, index: int, payloads: Collection[Key]) -> bool:
-    rollout = group.indices[index].rollout
-    if rollout is None:
-        return True
-    return reference_key_of(rollout.rollout_id, group.references[index]) in payloads
-
-
-def _kept_here(group: GroupRecord) -> list[RolloutId]:
-    """Accepted rollouts of a group whose arrays should be in the journal."""
-    rollouts = [item.rollout for item in group.indices if item.rollout is not None]
-    return [rollout.rollout_id for rollout in rollouts if not rollout.store]
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -64,6 +64,10 @@ class Staging:
         """Whether contents of a group are staged."""
         return group in self._keyed
 
+    def has_key(self, key: Key) -> bool:
+        """Whether contents of ``key`` are staged."""
+        return key in self._keyed.get(key[0], ())
+
     def get(self, key: Key) -> memoryview | None:
         """Contents of the staged record of ``key``."""
         staged = self._keyed.get(key[0], {}).get(key)

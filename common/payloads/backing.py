@@ -10,7 +10,7 @@ from common.messages import Promise
 from common.types import RolloutHeader, RolloutId
 
 Payload = tuple[RolloutHeader, Sequence[Buffer]]
-"""A header and its three frames."""
+"""A header and its frames."""
 
 
 class Backing(Protocol):

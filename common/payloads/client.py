@@ -22,7 +22,9 @@ from collections.abc import (
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from common.arrays import frames_of_each
 from common.codec import Buffer, Decoded
+from common.content_hash import header_hash
 from common.errors import DecodeError, InfraError
 from common.messages import FetchRollouts, GetStores, ReportLost, Request, Rollouts, Stores
 from common.types import RolloutHeader, RolloutId
@@ -64,16 +66,23 @@ class Wanted:
     store: str
     """Payload server that holds them, "" for the broker."""
     num_bytes: int
+    header_hash: str = ""
+    """Of the header that the ledger knows; "" takes whatever is kept under this id."""
 
     @classmethod
     def of(cls, header: RolloutHeader) -> Wanted:
         """What to ask for, from the header of a rollout."""
-        return cls(header.rollout_id, header.store, sum(header.frame_bytes()))
+        num_bytes = sum(header.frame_bytes())
+        return cls(header.rollout_id, header.store, num_bytes, header_hash(header))
+
+    def is_met_by(self, fetched: Fetched) -> bool:
+        """Whether this is the rollout that the ledger knows, not another one under its id."""
+        return not self.header_hash or self.header_hash == header_hash(fetched.header)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """One rollout with its three frames."""
+    """One rollout with its frames."""
 
     header: RolloutHeader
     frames: list[memoryview]
@@ -157,8 +166,10 @@ class PayloadClient:
     async def fetch(self, wanted: Sequence[Wanted]) -> list[Fetched | None]:
         """Each rollout in order; None for one that is lost.
 
-        Losses are reported to the broker before this returns, so that it has them sampled again.
-        Raises :class:`InfraError` when the broker does not answer, or does not hold what it should.
+        So is one in whose place its server holds another one of the same id: a broker with relaxed
+        acknowledgements may have granted an attempt twice. Losses are reported to the broker before
+        this returns, so that it has them sampled again. Raises :class:`InfraError` when the broker
+        does not answer, or does not hold what it should.
         """
         found: dict[RolloutId, Fetched] = {}
         await _all_or_none(
@@ -182,7 +193,7 @@ class PayloadClient:
             else:
                 decoded = await self._broker.request(message)
         if decoded is not None:
-            found.update((item.header.rollout_id, item) for item in _rollouts_in(decoded))
+            found.update(_matching(part, _rollouts_in(decoded)))
 
     async def _ask_store(self, store: str, message: Request) -> Decoded | None:
         """The answer of one server, or None when there will be none."""
@@ -253,10 +264,22 @@ def _requests(wanted: Iterable[Wanted]) -> Iterator[tuple[str, list[Wanted]]]:
                 yield store, part
 
 
+def _matching(
+    wanted: Iterable[Wanted], fetched: Iterable[Fetched]
+) -> Iterator[tuple[RolloutId, Fetched]]:
+    """What was asked for, by id; raises :class:`InfraError` where the broker sent another one."""
+    by_id = {item.header.rollout_id: item for item in fetched}
+    for item in wanted:
+        found = by_id.get(item.rollout_id)
+        if found is not None and item.is_met_by(found):
+            yield item.rollout_id, found
+        elif found is not None and not item.store:
+            raise InfraError(f"the broker keeps another rollout as {item.rollout_id} than it said")
+
+
 def _rollouts_in(decoded: Decoded) -> list[Fetched]:
     if not isinstance(decoded.message, Rollouts):
         raise DecodeError(f"unexpected reply {type(decoded.message).__name__} to FetchRollouts")
-    return [
-        Fetched(header, decoded.frames[3 * place : 3 * place + 3])
-        for place, header in enumerate(decoded.message.rollouts)
-    ]
+    rollouts = decoded.message.rollouts
+    frames = frames_of_each(rollouts, decoded.frames)
+    return [Fetched(header, list(own)) for header, own in zip(rollouts, frames, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.arrays import frames_of_each
 from common.codec import Buffer
 from common.errors import RefusedError
 from common.messages import (
@@ -50,8 +51,9 @@ class PayloadService:
         return Answered(Refused(code="malformed", reason=f"this payload server takes no {kind}"))
 
     def _put(self, message: PutRollouts, frames: Sequence[Buffer]) -> Answered:
-        for place, header in enumerate(message.rollouts):
-            self.backing.add(header, frames[3 * place : 3 * place + 3])
+        own_frames = frames_of_each(message.rollouts, frames)
+        for header, own in zip(message.rollouts, own_frames, strict=True):
+            self.backing.add(header, own)
         return Answered(Ack(promise=self.backing.promise), waits=True)
 
     def _fetch(self, message: FetchRollouts) -> Answered:

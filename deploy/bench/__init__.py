@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from deploy.bench.attention import bench_attention
 from deploy.bench.broker import bench_broker
+from deploy.bench.checkpoint import bench_checkpoint
 from deploy.bench.code import bench_code
 from deploy.bench.codec import bench_codec
 from deploy.bench.control import bench_control
@@ -22,7 +24,9 @@ from deploy.bench.staleness import bench_staleness
 from deploy.bench.trl import bench_trl
 
 BENCHMARKS: dict[str, Callable[[], BenchResult]] = {
+    "attention": bench_attention,
     "broker": bench_broker,
+    "checkpoint": bench_checkpoint,
     "code": bench_code,
     "codec": bench_codec,
     "control": bench_control,

@@ -21,6 +21,8 @@ from common.types import Role
 
 MESSAGE_BYTES = 512
 """Size of a control message, its prelude included."""
+WINDOW = 2048
+"""Messages that a source has under way; half of what a client may have."""
 _PATIENCE_MS = 60_000
 
 Ready = tuple[int, list[bytes]]

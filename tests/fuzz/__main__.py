@@ -6,44 +6,27 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 
-from common.messages import Register
-from tests.contract.samples import SAMPLES
 from tests.fuzz.broker import Fuzzed, fuzz_broker
 from tests.fuzz.decoding import feed_decoder
-from tests.fuzz.mutations import Mutator, Parts, whole_message
+from tests.fuzz.mutations import damaged_messages
+from tests.fuzz.process_report import fuzz_processes, report_of
 
 _TARGETS = ("decoder", "strangers", "insiders")
-
-
-def damaged_messages(seed: int, *, as_insiders: bool) -> Iterator[Parts]:
-    """Endless damaged messages made from one sample of each.
-
-    Insiders send some whole ones, to get the broker into more states; strangers have no
-    registration to damage, for one that is whole would make them insiders.
-    """
-    samples = [m for m in SAMPLES if as_insiders or not isinstance(m, Register)]
-    corpus = [whole_message(message) for message in samples]
-    mutator = Mutator(corpus, seed, whole_share=0.2 if as_insiders else 0.0)
-    while True:
-        parts = mutator.next()
-        if parts:
-            yield parts
+_PROCESS = "process"
 
 
 def main() -> None:
     """Fuzz and report; an error that should not be ends it with a traceback."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--frames", type=int, default=100_000, help="messages for each target")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", choices=_TARGETS, action="append", help="default: all")
-    parser.add_argument("--json", action="store_true", help="one JSON line a broker target")
-    options = parser.parse_args()
+    options = _options()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     for target in options.target or _TARGETS:
+        if target == _PROCESS:
+            _fuzz_processes(options.frames, options.seed, options.report)
+            continue
         started_s = time.perf_counter()
         messages = damaged_messages(options.seed, as_insiders=target != "strangers")
         if target == "decoder":
@@ -55,6 +38,34 @@ def main() -> None:
             print(json.dumps(fuzzed.__dict__))
         else:
             _report(target, fuzzed, time.perf_counter() - started_s)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--frames", type=int, default=100_000, help="messages for each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--target",
+        choices=(*_TARGETS, _PROCESS),
+        action="append",
+        help="default: all but process, whose messages cross the socket of a real broker",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line a broker target")
+    parser.add_argument("--report", type=Path, help="file for what became of the processes")
+    return parser.parse_args()
+
+
+def _fuzz_processes(num_messages: int, seed: int, path: Path | None) -> None:
+    """Fuzz a broker process by strangers and another by insiders; report what became of them."""
+    found = fuzz_processes(num_messages, seed)
+    report = report_of(found, seed)
+    text = json.dumps(report, indent=2) + "\n"
+    if path is None:
+        print(text, end="")
+    else:
+        path.write_text(text, encoding="utf-8")
+    if report["violations"]:
+        raise SystemExit(f"violations: {report['violations']}")
 
 
 def _report(title: str, fuzzed: Fuzzed, wall_s: float) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from common.batching import encode_batch
 from common.codec import encode, pack_manifest
-from common.messages import AnyMessage, has_manifest, references_in, rollouts_in
+from common.messages import AnyMessage, Register, has_manifest, references_in, rollouts_in
 from common.weight_layout import TensorSpec, WeightManifest
 from tests.builders import rollout_arrays, version
+from tests.contract.samples import SAMPLES
 
 Parts = list[bytes]
 
@@ -194,3 +195,18 @@ class Mutator:
 
     def _many_frames(self, parts: Parts) -> None:
         parts.extend([b""] * self._random.choice((1, 3, 100)))
+
+
+def damaged_messages(seed: int, *, as_insiders: bool) -> Iterator[Parts]:
+    """Endless damaged messages made from one sample of each.
+
+    Insiders send some whole ones, to get the broker into more states; strangers have no
+    registration to damage, for one that is whole would make them insiders.
+    """
+    samples = [m for m in SAMPLES if as_insiders or not isinstance(m, Register)]
+    corpus = [whole_message(message) for message in samples]
+    mutator = Mutator(corpus, seed, whole_share=0.2 if as_insiders else 0.0)
+    while True:
+        parts = mutator.next()
+        if parts:
+            yield parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.contract.samples import SAMPLES
-from tests.fuzz.__main__ import damaged_messages
 from tests.fuzz.broker import Fuzzed
 from tests.fuzz.decoding import feed_decoder
-from tests.fuzz.mutations import whole_message
+from tests.fuzz.mutations import damaged_messages, whole_message
+from tests.fuzz.process_report import fuzz_processes
 
 MAX_GROWTH_BYTES = 5 << 20
 NUM_MESSAGES = 30_000
+PROCESS_MESSAGES = int(os.environ.get("HEADRACE_FUZZ_MESSAGES", "8000"))
+"""Half of them by strangers, half by insiders."""
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -57,3 +60,15 @@ def test_a_registered_client_gone_mad_neither_stops_the_broker_nor_unbalances_it
     fuzzed = _fuzz_broker("insiders", seed=2)
     assert sum(fuzzed.answers.values()) > fuzzed.num_requests * 0.9
     assert fuzzed.rss_growth_bytes < MAX_GROWTH_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_damaged_messages_leave_a_real_broker_alive_small_and_its_learner_unharmed() -> None:
+    found = fuzz_processes(PROCESS_MESSAGES, seed=3, rest_s=0.0)
+    for fuzzed in found.values():
+        assert fuzzed.violations() == []
+        assert sum(fuzzed.answers.values()) > fuzzed.num_requests * 0.9
+    assert set(found["strangers"].answers) <= {"Refused malformed", "Refused unregistered"}
+    assert found["strangers"].honest_steps > 0
+    assert found["insiders"].groups.trained == 0

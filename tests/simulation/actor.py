@@ -26,9 +26,9 @@ from common.payloads.backing import MemoryBacking
 from common.payloads.producer import StoreProducer
 from common.types import WeightVersion
 from tests.builders import rollout_header, version
-from tests.simulation.books import Submission
 from tests.simulation.process import Process
 from tests.simulation.store import serving
+from tests.simulation.told import Submission
 from tests.simulation.trace import Violation
 
 _MOST_HELD = 24

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from broker.engine import Engine
-from broker.events import AnyEvent
 from broker.exchange import Identity
 from broker.fleet import Fleet
 from broker.handlers import Handlers
+from broker.journal.files import Files
 from broker.journal.journal import RELAXED_WINDOW_S, Acks, Journal
 from broker.journal.log import Log
 from broker.leases import LeaseTable
@@ -33,10 +33,12 @@ from common.types import Prompt, Role
 from tests.fake_disk import Killed
 from tests.scripted_prompts import ScriptedPrompts
 from tests.simulation.books import Books
+from tests.simulation.checked_ledger import CheckedLedger, History
 from tests.simulation.disk import Disk, PowerLost
 from tests.simulation.network import Network, RouterSocket, SimulatedContext, as_context, as_socket
 from tests.simulation.sync_thread import VirtualSyncer, VirtualSyncThread
 from tests.simulation.trace import Violation
+from tests.simulation.upkeep_thread import SteppedFiles, VirtualUpkeep
 from tests.simulation.virtual_time import VirtualClock, VirtualLoop
 
 if TYPE_CHECKING:
@@ -48,47 +50,6 @@ _RESTART_S = 3.0
 _SLACK_S = 0.1
 _POOLS_BYTES = (160, 400, 1 << 20)
 """Byte credit: for three rollouts at a time, for some, for all."""
-
-
-class History:
-    """Every event of all lives of a broker and when it happened, but for those that were lost."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.events: list[AnyEvent] = []
-        self._times_s: list[float] = []
-        self._clock = clock
-
-    def add(self, event: AnyEvent) -> None:
-        """An event was applied."""
-        self.events.append(event)
-        self._times_s.append(self._clock())
-
-    def cut(self, num_kept: int) -> list[tuple[float, AnyEvent]]:
-        """Only so many survive; returns the others, each with its time."""
-        lost = list(zip(self._times_s[num_kept:], self.events[num_kept:], strict=True))
-        del self.events[num_kept:], self._times_s[num_kept:]
-        return lost
-
-
-class CheckedLedger(Ledger):
-    """A ledger that checks conservation after every event and shows it to the oracle."""
-
-    books: Books | None = None
-    history: History | None = None
-    """Takes every event, if it is there."""
-
-    def apply(self, event: AnyEvent) -> None:
-        """See :meth:`Ledger.apply`."""
-        super().apply(event)
-        counts = self.counts
-        leased = sum(group.is_leased for group in self.groups.values())
-        counted = (counts.imbalance, counts.leased, counts.pending)
-        if counted != (0, leased, len(self.groups) - leased):
-            raise Violation("G2", f"{counts} after {event}")
-        if self.history is not None:
-            self.history.add(event)
-        if self.books is not None:
-            self.books.event_happened(self, event)
 
 
 class _Silence:
@@ -135,6 +96,10 @@ class BrokerNode:
         self._random = seeded
         self._prompts = _numbered_prompts(num_prompts)
         self._pool_bytes = seeded.choice(_POOLS_BYTES)
+        self._upkeep_random = random.Random(seeded.getrandbits(32))
+        self._upkeep: VirtualUpkeep | None = None
+        self._upkeep_error: BaseException | None = None
+        self._files = SteppedFiles(disk.fake)
         self._num_lives = 0
         self._router: RouterSocket | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -226,6 +191,23 @@ class BrokerNode:
 
         return VirtualSyncer(self._loop, disk.fake.sync_s, die, log, window_s)
 
+    def make_upkeep(self, log: Log) -> VirtualUpkeep:
+        """What tidies the journal of this life behind the back of its loop."""
+        self._upkeep = VirtualUpkeep(
+            self._loop,
+            self._upkeep_random,
+            timeless=self._disk.timeless,
+            when_stepped=lambda: self._network.trace.step("upkeep"),
+            when_ended=self._upkeep_ended,
+            log=log,
+        )
+        self._files.pause = self._upkeep.pause
+        return self._upkeep
+
+    def _upkeep_ended(self, error: BaseException) -> None:
+        self._upkeep_error = error
+        self._die_in_thread()
+
     def _die_in_thread(self) -> None:
         if self._serving is not None:
             self._serving.cancel()
@@ -242,6 +224,7 @@ class BrokerNode:
     def _check_death(self, serving: asyncio.Task[None]) -> None:
         """Only a kill or the disk may end a broker."""
         error = None if serving.cancelled() else serving.exception()
+        error, self._upkeep_error = self._upkeep_error or error, None
         if error is None or isinstance(error, Killed):
             self._network.trace.step("broker died")
         elif isinstance(error, JournalError) and self._disk.has_failed:
@@ -253,9 +236,12 @@ class BrokerNode:
         if self._router is not None:
             self._router.close()
             self._network.break_broker(self._router)
-        if not self._disk.is_off:
+        if self._disk.is_off and self._upkeep is not None:
+            self._upkeep.kill()
+        elif not self._disk.is_off:
             with suppress(Killed, JournalError):
                 journal.close()
+        self._upkeep = None
 
     def _flip_a_bit(self) -> None:
         self._disk.flips_next = False
@@ -275,7 +261,7 @@ class BrokerNode:
         clock = VirtualClock(self._loop)
         if self._disk.flips_next:
             self._flip_a_bit()
-        journal = self._disk.open_journal(acks=self._acks)
+        journal = self._disk.open_journal(cast("Files", self._files), self._acks)
         state, history = journal.load()
         ledger = CheckedLedger.replay(self._rules, state, history)
         self._check_replay(ledger, journal)
@@ -286,7 +272,7 @@ class BrokerNode:
         checked = cast("CheckedLedger", ledger)
         checked.books, checked.history = self._books, self._history
         self.ledger = ledger
-        engine = Engine(ledger, LeaseTable(LEASE_S), journal, clock.now_s())
+        engine = Engine(ledger, LeaseTable(LEASE_S), journal, clock.now_s(), journal.num_events)
         fleet = Fleet(LEASE_S)
         identity = Identity(
             "simulation", f"life-{self._num_lives}", HEARTBEAT_S, LEASE_S, promise=self._acks
@@ -313,5 +299,6 @@ class BrokerNode:
             log=cast("BoundLogger", _Silence()),
             flow=FlowControl(self._pool_bytes, lambda: journal.accepts_payloads),
         )
+        journal.use_thread()
         self._network.trace.step(f"broker started, life {self._num_lives}")
         return server, journal

@@ -10,6 +10,7 @@ from typing import Any
 
 from common.codec import pack_manifest
 from common.messages import (
+    Ack,
     CommitCheckpoint,
     CommitStep,
     DescribeGroups,
@@ -67,6 +68,8 @@ class LearnerDisk:
     """A step cannot be replayed: its groups are gone."""
     parents: dict[int, int] = field(default_factory=dict)
     nodes: dict[WeightVersion, int] = field(default_factory=lambda: {version(0): 0})
+    num_journal_events: int = 0
+    """The longest that the broker has said its journal is; a shorter one would be refused."""
 
     @property
     def policy_step(self) -> int:
@@ -208,9 +211,20 @@ class Learner(Process):
                 SteppedBatch(policy_step=step, group_ids=disk.group_ids(step)) for step in replayed
             ),
             forked=forked,
+            num_journal_events=disk.num_journal_events,
         )
-        await self.ask(message)
+        await self._commit(message)
         self._die_here("after resuming")
+
+    async def _commit(self, message: CommitStep | CommitCheckpoint | ResumeLearner) -> None:
+        """What the learner is told of the journal is never lost, whatever is acknowledged early."""
+        reply = (await self.ask(message)).message
+        assert isinstance(reply, Ack)
+        told = reply.num_journal_events
+        if told and told < self.disk.num_journal_events:
+            known = self.disk.num_journal_events
+            raise Violation("G3", f"the journal has {told} events, it had {known}")
+        self.disk.num_journal_events = max(told, self.disk.num_journal_events)
 
     async def _replay(self, step: int) -> None:
         """The groups of a record must come again, whole, with the same masks and references."""
@@ -303,10 +317,10 @@ class Learner(Process):
         disk.write_record(self._batch)
         self._die_here("between step record and commit")
         commit = CommitStep(incarnation=disk.incarnation, policy_step=step, group_ids=group_ids)
-        await self.ask(commit)
+        await self._commit(commit)
         self.books.step_committed(disk.incarnation, disk.policy_step)
         if self.random.random() < 0.1:
-            await self.ask(commit)  # an answer that the learner forgot
+            await self._commit(commit)  # an answer that the learner forgot
         self._batch = []
         self._die_here("between commit and publication")
         await self._tell_reference()
@@ -318,7 +332,7 @@ class Learner(Process):
         self._die_here("before the checkpoint")
         self.disk.checkpoint = self.disk.policy_step
         self._die_here("between checkpoint and its commit")
-        await self.ask(CommitCheckpoint(policy_step=self.disk.checkpoint))
+        await self._commit(CommitCheckpoint(policy_step=self.disk.checkpoint))
         self._die_here("after the checkpoint")
 
     # --- weights and the end ----------------------------------------------------------------------

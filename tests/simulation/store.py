@@ -67,7 +67,12 @@ class Store(Process):
     async def live(self) -> None:
         """See :meth:`Process.live`."""
         log = Log(
-            _DIRECTORY, "simulation", segment_bytes=_SEGMENT_BYTES, max_bytes=0, files=self._files
+            _DIRECTORY,
+            "simulation",
+            segment_bytes=_SEGMENT_BYTES,
+            max_bytes=0,
+            files=self._files,
+            clock=self.network.loop.time,
         )
         backing = LogBacking(log, _HOT_BYTES, "durable")
         self.books.check_store(self.name, backing)

@@ -2,14 +2,17 @@
 
 Callbacks run in the order in which they were scheduled, timers by their time; when nothing is ready
 the clock jumps to the next timer. Work for threads runs on the loop itself after a delay, so two
-runs with the same seed take the same steps whatever the machine is doing.
+runs with the same seed take the same steps whatever the machine is doing. asyncio keeps tasks in
+sets and cancels them in the order of those; tasks hash by number here, not by where they lie in
+memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import asyncio.base_events
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 THREAD_S = 0.0004
@@ -36,6 +39,17 @@ class _NoFiles:
         return []
 
 
+class NumberedTask(asyncio.Task[Any]):
+    """A task whose place in a set depends on the tasks before it only."""
+
+    def __init__(self, number: int, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
+        self._number = number  # its making puts it into a set already
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class VirtualLoop(asyncio.base_events.BaseEventLoop):
     """The loop; :attr:`now_s` is its monotonic clock."""
 
@@ -44,6 +58,13 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
         self.now_s = 0.0
         self._clock_resolution = 1e-6
         self._selector = _NoFiles(self)
+        self._numbers = itertools.count(1)
+        self.set_task_factory(self._numbered_task)
+
+    def _numbered_task(
+        self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any
+    ) -> NumberedTask:
+        return NumberedTask(next(self._numbers), coro, loop=loop, **options)
 
     def take(self, seconds: float) -> None:
         """Time passes while a callback runs and nothing else can."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import traceback
 from collections import Counter
@@ -69,6 +70,7 @@ class World:
             scenario.num_prompts,
             scenario.acks,
         )
+        self._salts = random.Random(f"{seed}/salts")
         self.clients = self._make_clients(seed)
         target = Target(
             self.trace, self.network, self.disk, self.broker, self.clients, self._behaviour
@@ -81,6 +83,8 @@ class World:
             with (
                 patch.object(group_commit, "SyncThread", self.broker.make_sync_thread),
                 patch.object(journal, "Syncer", self.broker.make_syncer),
+                patch.object(journal, "Upkeep", self.broker.make_upkeep),
+                patch.object(os, "urandom", self._salts.randbytes),
             ):
                 self.loop.run_until_complete(self._run())
         finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from broker.engine import Engine
 from broker.exchange import Answer, Ask, Identity
 from broker.fleet import Fleet
@@ -17,12 +19,15 @@ from common.codec import Buffer
 from common.content_hash import content_hash
 from common.messages import Reply, Request
 from common.types import (
+    INITIAL_VERSION,
     EvictReason,
     Role,
     RolloutHeader,
     RolloutId,
+    RoutingHeader,
     Verdict,
     VerdictStatus,
+    WeightVersion,
 )
 from tests.broker_process import arrays_of
 from tests.builders import prompt, rollout_header, version
@@ -87,12 +92,18 @@ class Desk:
         assert isinstance(answer.message, kind), answer.message
         return answer.message
 
-    def lease(self, max_groups: int = 1) -> messages.PromptLeases:
-        request = messages.LeasePrompts(serving=version(0), max_groups=max_groups, wait_s=0.0)
+    def lease(
+        self, max_groups: int = 1, serving: WeightVersion = INITIAL_VERSION
+    ) -> messages.PromptLeases:
+        request = messages.LeasePrompts(serving=serving, max_groups=max_groups, wait_s=0.0)
         return self.reply("actor", request, messages.PromptLeases)
 
-    def submit(self, lease: messages.PromptLease) -> RolloutHeader:
-        header = rollout_header(group_id=lease.lease.group_id, attempt=lease.lease.attempt)
+    def submit(
+        self, lease: messages.PromptLease, serving: WeightVersion = INITIAL_VERSION
+    ) -> RolloutHeader:
+        header = rollout_header(
+            group_id=lease.lease.group_id, attempt=lease.lease.attempt, spans=((0, serving),)
+        )
         frames = arrays_of(header.rollout_id).frames()
         self.reply("actor", messages.SubmitRollout(rollout=header), messages.Ack, *frames)
         return header
@@ -139,6 +150,25 @@ def test_a_verifier_receives_the_arrays_that_the_actor_sent() -> None:
     assert [bytes(frame) for frame in answer.frames] == [bytes(frame) for frame in sent]
 
 
+def test_a_verifier_is_spared_the_record_of_experts_and_a_learner_gets_it() -> None:
+    desk = Desk()
+    lease = desk.lease().leases[0].lease
+    plain = rollout_header(group_id=lease.group_id, attempt=lease.attempt)
+    shape = RoutingHeader(start=0, num_tokens=2, num_layers=1, top_k=2, num_experts=4)
+    header = replace(plain, routing=shape)
+    frames = [*arrays_of(header.rollout_id).frames(), memoryview(bytes([0, 3, 2, 1]))]
+    desk.reply("actor", messages.SubmitRollout(rollout=header), messages.Ack, *frames)
+    answer = desk.ask("verifier", messages.LeaseRollouts(max_rollouts=9, wait_s=0.0))
+    assert answer is not None
+    assert isinstance(answer.message, messages.RolloutLeases)
+    assert [item.rollout for item in answer.message.leases] == [plain]
+    assert [bytes(frame) for frame in answer.frames] == [bytes(frame) for frame in frames[:3]]
+    kept = desk.ask("learner", messages.FetchRollouts(rollout_ids=(header.rollout_id,)))
+    assert kept is not None
+    assert kept.message == messages.Rollouts(rollouts=(header,))
+    assert bytes(kept.frames[3]) == bytes([0, 3, 2, 1])
+
+
 def test_a_request_with_nothing_to_give_is_held() -> None:
     desk = Desk()
     assert desk.ask("learner", _pull()) is None
@@ -162,6 +192,74 @@ def test_arrays_are_kept_until_the_checkpoint_and_then_refused() -> None:
     answer = desk.ask("learner", fetch)
     assert answer is not None
     assert _refusal(answer.message) == "gone"
+
+
+def _train(desk: Desk, at: WeightVersion) -> messages.Ack:
+    """Publish, then fill and commit one batch; returns what the learner is told."""
+    published = messages.PublishWeights(version=at, manifest_digest="d")
+    desk.reply("learner", published, messages.Ack, b"manifest")
+    for lease in desk.lease(2, at).leases:
+        desk.submit(lease, at)
+    desk.verify_all()
+    return _commit(desk, at)
+
+
+def _commit(desk: Desk, at: WeightVersion) -> messages.Ack:
+    groups = desk.reply("learner", _pull(at.policy_step), messages.Groups).groups
+    commit = messages.CommitStep(
+        incarnation=at.incarnation,
+        policy_step=at.policy_step,
+        group_ids=tuple(group.group_id for group in groups),
+    )
+    return desk.reply("learner", commit, messages.Ack)
+
+
+def test_the_learner_is_told_how_long_the_journal_is_with_what_it_committed() -> None:
+    desk = Desk()
+    committed = _train(desk, version(0))
+    assert committed.num_journal_events == len(desk.engine.events) > 0
+    checkpoint = messages.CommitCheckpoint(policy_step=1)
+    trained = desk.reply("learner", checkpoint, messages.Ack)
+    assert trained.num_journal_events == len(desk.engine.events) > committed.num_journal_events
+    again = desk.reply("learner", checkpoint, messages.Ack)
+    assert again.num_journal_events == 0, "what others added since may still be lost"
+
+
+def test_a_journal_that_is_shorter_than_the_checkpoint_knows_is_refused_with_the_cure() -> None:
+    desk = Desk()
+    known = _train(desk, version(0)).num_journal_events
+    resume = messages.ResumeLearner(incarnation=0, policy_step=1, num_journal_events=known)
+    assert desk.reply("learner", resume, messages.Ack).num_journal_events > known
+    num_events = desk.engine.num_events
+    longer = replace(resume, num_journal_events=num_events + 1)
+    refused = desk.reply("learner", longer, messages.Refused)
+    assert refused.code == "older_journal"
+    assert refused.reason == (
+        f"the journal must have the {num_events + 1} events that the checkpoint of step 1 knows "
+        f"of, it has {num_events}: groups could be trained twice (look at the journal with "
+        "headrace journal check and restore the newest copy, or delete the checkpoints that are "
+        "newer than it)"
+    )
+    assert desk.engine.num_events == num_events, "a refusal changes nothing"
+
+
+def test_a_copy_from_before_a_fork_is_refused_though_it_has_more_steps() -> None:
+    desk = Desk()
+    _train(desk, version(0))
+    _train(desk, version(1))
+    copied = list(desk.engine.events)
+    fork = messages.ResumeLearner(incarnation=1, policy_step=0, forked=True)
+    desk.reply("learner", fork, messages.Ack)
+    known = _commit(desk, version(0, 1)).num_journal_events
+
+    copy = Ledger.replay(desk.engine.ledger.rules, None, copied)
+    assert copy.state.policy_step == 2
+    engine = Engine(copy, LeaseTable(10.0), Payloads(), 0.0, num_events=len(copied))
+    restored = Handlers(engine, desk.fleet, first_prompts(9), Identity("run", "n", 2.0, 10.0))
+    resume = messages.ResumeLearner(incarnation=1, policy_step=1, num_journal_events=known)
+    answer = restored.handle(Ask("learner", resume, (), 0.0))
+    assert answer is not None
+    assert _refusal(answer.message) == "older_journal"
 
 
 def test_the_hash_of_a_rollout_covers_its_header_and_every_array() -> None:

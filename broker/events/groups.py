@@ -1,18 +1,12 @@
-"""What can happen to the ledger: one record an event, as written to the journal.
-
-An event carries its outcome (attempt, deadline), never the rule that led to it, so that replaying
-a journal under a changed configuration rebuilds the same state.
-"""
+"""What happens to groups, from admission to their end."""
 
 from __future__ import annotations
 
-import enum
-
-from common.messages import GroupIds, Indices, PublishWeights
+from broker.events.base import Event
+from common.messages import GroupIds, Indices
 from common.types import (
     Count,
     EvictReason,
-    FiniteFloat,
     Name,
     Prompt,
     Reason,
@@ -22,42 +16,6 @@ from common.types import (
     Verdict,
     WeightVersion,
 )
-
-
-class Counter(enum.Enum):
-    """Occurrences that change no group."""
-
-    DUPLICATE = "duplicate"
-    LATE = "late"
-    QUARANTINED = "quarantined"
-    TIMED_OUT = "timed_out"
-    REFERENCE_REPEATED = "reference_repeated"
-    WEIGHT_SYNC = "weight_sync"
-    WEIGHT_PROOF_FAILED = "weight_proof_failed"
-
-
-class Event(Record, frozen=True, tag=True):
-    """Base of the tagged union."""
-
-
-class SetWeight(Record, frozen=True):
-    """A prompt set with its weight."""
-
-    name: Name
-    weight: FiniteFloat
-
-
-class PromptSetOpened(Event, frozen=True):
-    """A prompt set is used for the first time; ``fingerprint`` names its content and order."""
-
-    name: Name
-    fingerprint: Reason
-
-
-class MixBegan(Event, frozen=True):
-    """From here prompts are drawn from these sets: a set is used up, or a weight was changed."""
-
-    mix: tuple[SetWeight, ...]
 
 
 class Admitted(Event, frozen=True):
@@ -153,16 +111,6 @@ class ReferenceWanted(Event, frozen=True):
     index: Count
 
 
-class ReferenceSet(Event, frozen=True):
-    """The learner trains with this reference; None: nobody asks verifiers for one.
-
-    Judged rollouts of these groups wait for a verifier if they lack its log-probabilities.
-    """
-
-    version: WeightVersion | None
-    group_ids: GroupIds = ()
-
-
 class GroupJudged(Event, frozen=True):
     """Every answer of a group has a verdict; ``num_passed`` have full reward.
 
@@ -242,65 +190,3 @@ class DeadLettered(Event, frozen=True):
     group_id: Count
     reason: Reason
     errors: tuple[Reason, ...] = ()
-
-
-class Announced(Event, frozen=True):
-    """The learner published weights; ``manifest`` is the encoded frame."""
-
-    announcement: PublishWeights
-    manifest: bytes
-
-
-class Resumed(Event, frozen=True):
-    """A learner starts at ``checkpoint_step`` and computes ``policy_step`` next; unseals."""
-
-    incarnation: Count
-    checkpoint_step: Count
-    policy_step: Count
-    forked: bool = False
-
-
-class Sealed(Event, frozen=True):
-    """The run ended."""
-
-
-class CollectorStarted(Event, frozen=True):
-    """A collector process with this nonce consumes; it goes on with a run that had ended."""
-
-    nonce: Name
-
-
-class Counted(Event, frozen=True):
-    """One occurrence of something that changes no group."""
-
-    what: Counter
-
-
-AnyEvent = (
-    PromptSetOpened
-    | MixBegan
-    | Admitted
-    | Leased
-    | Released
-    | Generated
-    | VerifyLeased
-    | VerifyReleased
-    | PayloadLost
-    | Verified
-    | ReferenceWanted
-    | ReferenceSet
-    | GroupJudged
-    | HandedOver
-    | PutBack
-    | Restamped
-    | Stepped
-    | Trained
-    | Collected
-    | Evicted
-    | DeadLettered
-    | Announced
-    | Resumed
-    | Sealed
-    | CollectorStarted
-    | Counted
-)
