@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DataError
-from common.types import RolloutHeader
+from common.types import RolloutHeader, RoutingHeader
 
+ExpertArray = npt.NDArray[np.unsignedinteger]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+_Frame = TypeVar("_Frame")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,12 @@ class RolloutArrays:
 
 
 def arrays_from_frames(frames: Sequence[memoryview]) -> RolloutArrays:
-    """Views over the three frames of one rollout.
+    """Views over the first three frames of one rollout.
 
     Raises :class:`DataError` when a log-probability is not finite or positive: a NaN that enters
     here would end in every weight of the model.
     """
-    prompt, completion, logprobs = frames
+    prompt, completion, logprobs = frames[:3]
     arrays = RolloutArrays(
         np.frombuffer(prompt, dtype="<i4"),
         np.frombuffer(completion, dtype="<i4"),
@@ -49,6 +53,23 @@ def arrays_from_frames(frames: Sequence[memoryview]) -> RolloutArrays:
     )
     check_arrays(arrays)
     return arrays
+
+
+def frame_of_experts(experts: ExpertArray) -> memoryview:
+    """The wire frame of [num_tokens, num_layers, top_k], in the element type that it has."""
+    little = experts.dtype.newbyteorder("<")
+    return np.ascontiguousarray(experts, dtype=little).reshape(-1).view(np.uint8).data
+
+
+def experts_from_frame(routing: RoutingHeader, frame: memoryview) -> ExpertArray:
+    """View over the frame of ``routing``; raises :class:`DataError` for experts that are none."""
+    dtype: type[np.unsignedinteger] = np.uint8 if routing.element_bytes == 1 else np.uint16
+    experts = np.frombuffer(frame, dtype=np.dtype(dtype).newbyteorder("<"))
+    if experts.size and int(experts.max()) >= routing.num_experts:
+        raise DataError(
+            f"recorded experts must be below {routing.num_experts}, got {int(experts.max())}"
+        )
+    return experts.reshape(routing.shape)
 
 
 def logprobs_from_frame(frame: memoryview, name: str) -> Float32Array:
@@ -79,7 +100,14 @@ def split_frames(
     rollouts: Sequence[RolloutHeader], frames: Sequence[memoryview]
 ) -> list[RolloutArrays]:
     """Arrays of several rollouts from the frames of one message, in order."""
-    return [
-        arrays_from_frames(frames[3 * position : 3 * position + 3])
-        for position in range(len(rollouts))
-    ]
+    return [arrays_from_frames(own) for own in frames_of_each(rollouts, frames)]
+
+
+def frames_of_each(
+    rollouts: Sequence[RolloutHeader], frames: Sequence[_Frame]
+) -> Iterator[Sequence[_Frame]]:
+    """Cut the frames of one message into those of each of its rollouts, in order."""
+    start = 0
+    for rollout in rollouts:
+        yield frames[start : start + rollout.num_frames]
+        start += rollout.num_frames

@@ -31,7 +31,7 @@ Buffer = bytes | bytearray | memoryview
 MAX_HEADER_BYTES = 8 << 20
 MAX_FRAME_BYTES = 256 << 20
 MAX_MESSAGE_BYTES = 1 << 30
-MAX_FRAMES = 3 * 65536
+MAX_FRAMES = 4 * 65536
 MAX_STRING_BYTES = 1 << 20
 
 _PRELUDE = struct.Struct("<4sHHQ")

@@ -216,6 +216,9 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("headrace_zero_advantage_ratio", "gauge", "Share of groups with equal rewards"),
     MetricSpec("headrace_truncated_ratio", "gauge", "Share of answers cut off at max_tokens"),
+    MetricSpec(
+        "headrace_replayed_routing_ratio", "gauge", "Share of tokens whose experts were recorded"
+    ),
     MetricSpec("headrace_response_length_right_tokens", "gauge", "Mean length of right answers"),
     MetricSpec("headrace_response_length_wrong_tokens", "gauge", "Mean length of wrong answers"),
     MetricSpec(

@@ -13,6 +13,7 @@ _AT_LEAST: tuple[tuple[str, float, str], ...] = (
     ("learner.groups_per_step", 1, "use 32 to start with"),
     ("learner.num_steps", 1, "use 100 to start with"),
     ("learner.num_ranks", 1, "use 1 on one CPU or GPU"),
+    ("learner.context_parallel", 1, "use 1 to compute each row on one rank"),
     ("learner.microbatch_tokens", 1, "use 8192 to start with"),
     ("learner.activation_checkpoint_every", 1, "use 1 for all layers"),
     ("learner.lora.rank", 0, "use 0 to train all weights, 16 to start with"),

@@ -19,6 +19,8 @@ Endpoint = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=1 << 20)]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 FiniteFloat = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+MAX_EXPERTS = 1 << 15
+"""Experts of a layer, at most: their numbers fit int16."""
 MAX_STEPS = 4096
 """Steps of one answer that are rewarded by themselves, at most."""
 SpanNumbers = Annotated[tuple[Count, ...], msgspec.Meta(max_length=4096)]
@@ -109,13 +111,46 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
 
 
+class RoutingHeader(Record, frozen=True):
+    """Which experts of a mixture computed the tokens of a rollout, without the array.
+
+    The frame that follows: ``[num_tokens, num_layers, top_k]`` expert numbers, one byte each up to
+    256 experts, else uint16. Its first row belongs to token ``start``, counted from the beginning
+    of the prompt. All decoder layers are there; what stands for one without experts has no meaning.
+    """
+
+    start: Count
+    num_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    num_experts: Annotated[int, msgspec.Meta(ge=1, le=MAX_EXPERTS)]
+
+    def __post_init__(self) -> None:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k must be at most {self.num_experts} experts, got {self.top_k}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the array."""
+        return self.num_tokens, self.num_layers, self.top_k
+
+    @property
+    def element_bytes(self) -> int:
+        """1 or 2."""
+        return 1 if self.num_experts <= 256 else 2
+
+    def frame_bytes(self) -> int:
+        """Exact byte length of the frame that must follow."""
+        return self.num_tokens * self.num_layers * self.top_k * self.element_bytes
+
+
 class RolloutHeader(Record, frozen=True):
     """A rollout without its arrays.
 
     Frames that follow, in order: prompt token ids ``int32[num_prompt_tokens]``, completion token
     ids ``int32[num_completion_tokens]``, behavior log-probabilities
     ``float32[num_completion_tokens]`` in nats, under the distribution that was really sampled
-    (temperature applied).
+    (temperature applied); with ``routing`` a fourth, see :class:`RoutingHeader`.
 
     ``store`` names the payload server that holds the frames, "" where they are with the broker.
     """
@@ -129,6 +164,23 @@ class RolloutHeader(Record, frozen=True):
     actor: Name
     generation_s: FiniteFloat = 0.0
     store: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    routing: RoutingHeader | None = None
+
+    def __post_init__(self) -> None:
+        if self.routing is not None:
+            end = self.routing.start + self.routing.num_tokens
+            if end > self.num_tokens:
+                raise ValueError(f"routing must end by token {self.num_tokens}, got {end}")
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion."""
+        return self.num_prompt_tokens + self.num_completion_tokens
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames follow."""
+        return 3 if self.routing is None else 4
 
     @property
     def oldest_version(self) -> WeightVersion:
@@ -150,13 +202,12 @@ class RolloutHeader(Record, frozen=True):
         ranges = self.span_ranges()
         return sum(max(0, ranges[number][1] - ranges[number][0]) for number in spans)
 
-    def frame_bytes(self) -> tuple[int, int, int]:
-        """Exact byte lengths of the three frames that must follow."""
-        return (
-            4 * self.num_prompt_tokens,
-            4 * self.num_completion_tokens,
-            4 * self.num_completion_tokens,
-        )
+    def frame_bytes(self) -> tuple[int, ...]:
+        """Exact byte lengths of the frames that must follow."""
+        prompt, completion = 4 * self.num_prompt_tokens, 4 * self.num_completion_tokens
+        if self.routing is None:
+            return prompt, completion, completion
+        return prompt, completion, completion, self.routing.frame_bytes()
 
 
 class VerdictStatus(enum.Enum):

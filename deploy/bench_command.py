@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 BENCHMARK_NAMES = (
+    "attention",
     "broker",
+    "checkpoint",
     "code",
     "codec",
     "control",

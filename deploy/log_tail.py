@@ -7,10 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import EXIT_INFRA
+
 _TAIL_BYTES = 65536
 _TORCHRUN_VERDICT = re.compile(r"^E\d{4} .*torch/distributed/elastic", re.MULTILINE)
 _RANK_PREFIX = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)
 _TORCHRUN_EXIT_CODE = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
+_TORCHRUN_STOPPED = re.compile(r"SignalException: Process \d+ got signal: \d+\s*$")
 _OWN_ERROR = re.compile(r"^headrace: ")
 _LOGGED_ERROR = re.compile(r'"level": "(error|critical)"')
 _ANY_ERROR = re.compile(r"\berror\b|^[\w.]*(Error|Exception)\b", re.IGNORECASE)
@@ -48,8 +51,11 @@ def torchrun_exit_code(tail: str) -> int | None:
 
     torchrun itself ends with 1 whatever happened to its ranks; its summary keeps the difference
     between a rank that was killed (negative), one that may be tried again and a fatal error. The
-    root cause stands last in the summary.
+    root cause stands last in the summary. A torchrun that was asked to stop writes none: it asked
+    its ranks to, which may be started again.
     """
+    if _TORCHRUN_STOPPED.search(tail):
+        return EXIT_INFRA
     summary = tail.rpartition("ChildFailedError")[2]
     root_cause = summary.partition("Root Cause")[2]
     codes: Sequence[str] = _TORCHRUN_EXIT_CODE.findall(root_cause)

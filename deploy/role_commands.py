@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,9 @@ _QUIET = {
 
 _EXIT_S = 1.0
 """For the end of a learner that has used up its grace."""
+
+_TORCHRUN_PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Whole seconds until torchrun kills ranks that it has asked to stop; 30 where nothing is said."""
 
 
 def headrace_argv(*arguments: str) -> tuple[str, ...]:
@@ -61,31 +65,30 @@ def learner_spec(config: Config, config_path: Path, *, master_port: int) -> Proc
     Ranks are tied to the agent from their first instruction on, not only once they have imported.
     """
     num_ranks = config.learner.num_ranks
-    arguments = ("learner", str(config_path), "--name", "learner")
-    environment = role_environment(config.learner.num_threads)
+    spec = ProcessSpec(
+        name="learner",
+        role="learner",
+        argv=headrace_argv("learner", str(config_path), "--name", "learner"),
+        env=role_environment(config.learner.num_threads),
+        is_consumer=True,
+        stop_s=config.learner.stop_grace_s + _EXIT_S,
+    )
     if num_ranks == 1:
-        return ProcessSpec(
-            name="learner",
-            role="learner",
-            argv=headrace_argv(*arguments),
-            env={**environment, **_single_rank_environment(master_port)},
-            is_consumer=True,
-            stop_s=config.learner.stop_grace_s + _EXIT_S,
-        )
-    torchrun = (
+        return replace(spec, env={**spec.env, **_single_rank_environment(master_port)})
+    return replace(
+        spec,
+        argv=(*_torchrun(num_ranks, master_port), *tied_to_parent(spec.argv)),
+        env={**spec.env, _TORCHRUN_PATIENCE: str(math.ceil(spec.stop_s))},
+        runs_under_torchrun=True,
+    )
+
+
+def _torchrun(num_ranks: int, master_port: int) -> tuple[str, ...]:
+    return (
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nnodes", "1", "--nproc-per-node", str(num_ranks)),
         *("--master-addr", "127.0.0.1", "--master-port", str(master_port)),
         "--no-python",
-    )
-    return ProcessSpec(
-        name="learner",
-        role="learner",
-        argv=(*torchrun, *tied_to_parent(headrace_argv(*arguments))),
-        env=environment,
-        is_consumer=True,
-        runs_under_torchrun=True,
-        stop_s=config.learner.stop_grace_s + _EXIT_S,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from common.codec import Buffer, Decoded
-from common.messages import Request
+from common.messages import Ack, CommitCheckpoint, CommitStep, Request, ResumeLearner
+from common.types import Count
 
 FETCHED_AT_ONCE = 512
 """Rollouts of one request: keeps replies far below the message cap."""
@@ -21,6 +22,24 @@ class BrokerClient(Protocol):
     ) -> Decoded:
         """Send ``message`` and return the reply."""
         ...
+
+
+class Commits:
+    """Tells the broker what the learner has made durable, and keeps how long its journal is then.
+
+    A checkpoint holds that number: a journal that is shorter at a later start is an older copy.
+    """
+
+    def __init__(self, channel: BrokerClient) -> None:
+        self._channel = channel
+        self.num_journal_events: Count = 0
+        """As the broker told last, or as the checkpoint says that was restored."""
+
+    def tell(self, message: CommitStep | CommitCheckpoint | ResumeLearner) -> None:
+        """Commit; raises :class:`RefusedError` when the broker refuses."""
+        reply = self._channel.request(message).message
+        if isinstance(reply, Ack) and reply.num_journal_events:
+            self.num_journal_events = reply.num_journal_events
 
 
 def in_portions(wanted: Sequence[_Item]) -> Iterator[Sequence[_Item]]:

@@ -57,7 +57,7 @@ def run_learner(
     """
     with exit_code_for_errors() as outcome, ExitStack() as ranks:
         with meeting_limit(config.learner.rank_join_timeout_s):
-            mesh = ranks.enter_context(learner_mesh())
+            mesh = ranks.enter_context(learner_mesh(config.learner.context_parallel))
         own_name = name if mesh.is_main else f"{name}-{mesh.rank}"
         port = config.learner.metrics_port if mesh.is_main else 0
         with role_process("learner", own_name, config, metrics_port=port) as process:

@@ -14,13 +14,11 @@ from common.payloads.wiring import SyncPayloadClient
 from common.types import EvictReason, Role
 from learner.batches.group_source import GroupSource
 from learner.batches.payload_source import PayloadFetcher
-from learner.broker_client import BrokerClient
+from learner.broker_client import BrokerClient, Commits
 from learner.checkpoints.checkpoint_writer import CheckpointWriter
 from learner.checkpoints.digests import base_digest
-from learner.checkpoints.lineage import Lineage
 from learner.health.findings import MAX_NAMED, Finding
 from learner.health.watch import StepWatch
-from learner.metrics.stopwatch import Stopwatch
 from learner.metrics.telemetry import Telemetry
 from learner.models.mesh import Mesh
 from learner.models.model import AdaptersOff, PolicyModel, load_policy
@@ -36,14 +34,14 @@ def build_run(
     process: Process, channel: BrokerClient, mesh: Mesh, publisher: Publisher
 ) -> TrainingRun:
     """Load the initial policy and everything around it; no step is taken."""
-    config = process.config
-    torch.set_num_threads(config.learner.num_threads)
+    torch.set_num_threads(process.config.learner.num_threads)
     policy = _load(process, mesh)
     reference = _reference(process, mesh, policy)
-    optimizer = configured_adamw(policy, config.learner)
+    optimizer = configured_adamw(policy, process.config.learner)
     run = TrainingRun(
         process=process,
         channel=channel,
+        commits=Commits(channel),
         mesh=mesh,
         publisher=publisher,
         policy=policy,
@@ -51,12 +49,10 @@ def build_run(
         updater=_updater(process, mesh, policy, optimizer, reference),
         source=_source(process, channel, mesh, policy),
         writer=_writer(process, mesh),
-        stopwatch=Stopwatch(),
         telemetry=_telemetry(process, mesh),
-        lineage=Lineage(),
         reference=reference,
         base_digest=base_digest(policy, mesh),
-        watch=StepWatch(config.learner),
+        watch=StepWatch(process.config.learner),
     )
     run.expect_reference()
     return run
@@ -81,7 +77,7 @@ def _reference(process: Process, mesh: Mesh, policy: PolicyModel) -> Reference |
 
     def load() -> PolicyModel:
         path = Path(config.model.path)
-        settings = replace(config.learner, lora=LoraConfig())
+        settings = replace(config.learner, lora=LoraConfig(), router_replay=False)
         model = load_policy(path, mesh, max_length=config.model.max_length, settings=settings)
         return model.requires_grad_(False)
 
@@ -116,6 +112,7 @@ def _source(
         _payloads(process, channel),
         attention_ratio=policy.attention_ratio,
         hidden_attention_ratio=policy.hidden_attention_ratio,
+        routing=policy.routing,
     )
 
     def log_findings(reason: EvictReason, findings: Sequence[Finding]) -> None:

@@ -19,7 +19,7 @@ from common.messages import CommitCheckpoint, CommitStep
 from common.torch.weight_files import prune_versions
 from common.types import INITIAL_VERSION, WeightVersion
 from learner.batches.group_source import GroupSource
-from learner.broker_client import BrokerClient
+from learner.broker_client import BrokerClient, Commits
 from learner.checkpoints.checkpoint import (
     CheckpointState,
     checkpoint_path,
@@ -54,6 +54,7 @@ class TrainingRun:
 
     process: Process
     channel: BrokerClient
+    commits: Commits
     mesh: Mesh
     publisher: Publisher
     policy: PolicyModel
@@ -61,10 +62,8 @@ class TrainingRun:
     updater: Updater
     source: GroupSource
     writer: CheckpointWriter
-    stopwatch: Stopwatch
     telemetry: Telemetry | None
     """On rank 0 only."""
-    lineage: Lineage
     reference: Reference | None
     """None without a KL term."""
     base_digest: str = ""
@@ -77,6 +76,8 @@ class TrainingRun:
     num_failed_checkpoints: int = 0
     """In a row."""
     watch: StepWatch = field(default_factory=StepWatch)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    lineage: Lineage = field(default_factory=Lineage)
 
     @property
     def config(self) -> Config:
@@ -112,7 +113,7 @@ class TrainingRun:
         record = self._step_record(batch, statistics)
         if self.mesh.is_main:
             write_step_record(self.process.paths.step_records, record)
-            self.channel.request(
+            self.commits.tell(
                 CommitStep(
                     incarnation=record.incarnation,
                     policy_step=record.policy_step,
@@ -247,7 +248,7 @@ class TrainingRun:
         newest = self.writer.step if self.writer.is_whole else None
         newest = self.saved_step if newest is None else newest
         if newest > self.committed_step:
-            self.channel.request(CommitCheckpoint(policy_step=newest))
+            self.commits.tell(CommitCheckpoint(policy_step=newest))
             self.committed_step = newest
 
     def restore(self, policy_step: int) -> None:
@@ -268,6 +269,7 @@ class TrainingRun:
             )
         self.policy_step = self.saved_step = policy_step
         self.committed_step = -1
+        self.commits.num_journal_events = state.num_journal_events
         if self.reference is not None:
             self.reference.go_back(state.reference_version)
             self.expect_reference()
@@ -287,6 +289,7 @@ class TrainingRun:
             config_digest=config_digest(self.config),
             reference_version=self.reference_version or INITIAL_VERSION,
             base_digest=self.base_digest,
+            num_journal_events=self.commits.num_journal_events,
         )
 
     def _drop_old_references(self) -> None:

@@ -58,7 +58,7 @@ def run_sft(config: Config) -> None:
         model_dir=model_dir,
         max_length=config.model.max_length,
     )
-    with learner_mesh() as mesh:
+    with learner_mesh(config.learner.context_parallel) as mesh:
         policy = load_policy(
             model_dir,
             mesh,
@@ -83,36 +83,40 @@ def fine_tune(
     Which examples stand in which step depends on ``run.seed`` alone. Raises :class:`FatalError`
     when the loss is no longer finite.
     """
-    settings = config.sft
-    weights = [weight for _, weight in policy.trained_weights()]
-    optimizer = build_adamw(
-        weights,
-        betas=_BETAS,
-        weight_decay=settings.weight_decay,
-        decay_on=config.learner.weight_decay_on,
-        moments=config.learner.optimizer_dtype,
-    )
+    sft = config.sft
+    optimizer = _optimizer(policy, config)
     order = example_order(
-        len(documents),
-        batch_size=settings.batch_size,
-        num_steps=settings.num_steps,
-        seed=config.run.seed,
+        len(documents), batch_size=sft.batch_size, num_steps=sft.num_steps, seed=config.run.seed
     )
     losses: list[float] = []
     for step, indices in enumerate(order):
         batch = [documents[index] for index in indices]
         num_tokens = sum(len(document.completion_token_ids) for document in batch)
-        rate = learning_rate(settings, step)
+        rate = learning_rate(sft, step)
         set_learning_rate(optimizer, rate)
         losses.append(_train_step(policy, optimizer, batch, num_tokens, config, mesh))
-        if not np.isfinite(losses[-1]):
-            raise FatalError(
-                f"the loss of sft step {step} is not finite (lower sft.learning_rate, now "
-                f"{settings.learning_rate})"
-            )
+        _check_finite(losses[-1], step, sft.learning_rate)
         if reporter is not None:
             reporter.report(step, losses[-1], rate, num_tokens)
     return losses
+
+
+def _optimizer(policy: PolicyModel, config: Config) -> torch.optim.Optimizer:
+    return build_adamw(
+        [weight for _, weight in policy.trained_weights()],
+        betas=_BETAS,
+        weight_decay=config.sft.weight_decay,
+        decay_on=config.learner.weight_decay_on,
+        moments=config.learner.optimizer_dtype,
+    )
+
+
+def _check_finite(loss: float, step: int, learning_rate: float) -> None:
+    if not np.isfinite(loss):
+        raise FatalError(
+            f"the loss of sft step {step} is not finite (lower sft.learning_rate, now "
+            f"{learning_rate})"
+        )
 
 
 def _train_step(
@@ -145,7 +149,7 @@ def _accumulate(
     layout = plan_chunk(
         range(len(batch)),
         list(planned.values()),
-        num_ranks=mesh.world_size,
+        num_ranks=mesh.num_data_ranks,
         row_tokens=config.learner.row_tokens,
         microbatch_tokens=config.learner.microbatch_tokens,
         attention_ratio=policy.attention_ratio,
@@ -158,7 +162,7 @@ def _accumulate(
         loss = -(logprobs * packed.weights).sum()
         loss.backward()
         total += loss.detach().double().cpu()
-    return float(mesh.sum(total))
+    return float(mesh.sum_over_data(total))
 
 
 def _planned(rollout_id: RolloutId, document: Document) -> PlannedRollout:

@@ -54,25 +54,34 @@ def encode_corpus(
         raise FatalError(
             f"{model_dir}: the model names no end token (set eos_token_id in config.json)"
         )
+    end = tokenizer.eos_token_ids[0]
     documents = []
     for number, pair in enumerate(pairs, 1):
         prompt = tokenizer.encode(render_prompt(template, pair.prompt, model_dir))
-        completion = [*tokenizer.encode(pair.completion), tokenizer.eos_token_ids[0]]
-        if not prompt:
-            raise PromptFileError(f"{path}: pair {number}: the prompt must not be empty")
-        if len(prompt) + len(completion) > max_length:
-            raise PromptFileError(
-                f"{path}: pair {number} has {len(prompt) + len(completion)} tokens, more than "
-                f"model.max_length = {max_length} (raise it, or drop the line)"
-            )
-        documents.append(
-            Document(
-                prompt_token_ids=np.array(prompt),
-                completion_token_ids=np.array(completion),
-                behavior_logprobs=np.zeros(len(completion), dtype=np.float32),
-            )
-        )
+        completion = [*tokenizer.encode(pair.completion), end]
+        _check_pair(f"{path}: pair {number}", prompt, completion, max_length)
+        documents.append(_document(prompt, completion))
     return documents
+
+
+def _check_pair(
+    where: str, prompt: Sequence[int], completion: Sequence[int], max_length: int
+) -> None:
+    if not prompt:
+        raise PromptFileError(f"{where}: the prompt must not be empty")
+    if len(prompt) + len(completion) > max_length:
+        raise PromptFileError(
+            f"{where} has {len(prompt) + len(completion)} tokens, more than "
+            f"model.max_length = {max_length} (raise it, or drop the line)"
+        )
+
+
+def _document(prompt: Sequence[int], completion: Sequence[int]) -> Document:
+    return Document(
+        prompt_token_ids=np.array(prompt),
+        completion_token_ids=np.array(completion),
+        behavior_logprobs=np.zeros(len(completion), dtype=np.float32),
+    )
 
 
 def example_order(

@@ -1,4 +1,4 @@
-"""A tiny random Qwen2 model and the learner's side of a weight update, for sampler tests."""
+"""Tiny random models and the learner's side of a weight update, for sampler tests."""
 
 from __future__ import annotations
 
@@ -46,6 +46,39 @@ def make_tiny_qwen2(model_dir: Path, *, tied: bool, num_kv_heads: int = 1, seed:
     return model
 
 
+def make_tiny_mixture(model_dir: Path, kind: str, *, seed: int = 0) -> Any:
+    """Save a two-layer float32 mixture of eight experts and return it as the learner's copy."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    experts = {
+        "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 32, "head_dim": 32},
+        "mixtral": {"num_local_experts": 8},
+        "olmoe": {"num_experts": 8},
+    }
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts_per_tok=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        **experts[kind],
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
+    train_step(model, seed)
+    model.save_pretrained(model_dir)
+    return model
+
+
 @torch.no_grad()
 def train_step(model: Any, seed: int) -> None:
     """Move every parameter, biases and norms included, as an optimizer step would.
@@ -62,8 +95,14 @@ def train_step(model: Any, seed: int) -> None:
 def publish(
     model: Any, policy_step: int
 ) -> tuple[dict[str, torch.Tensor], WeightManifest, WeightVersion]:
-    """Staged tensors, manifest and version of the learner's weights as they are now."""
-    staged = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Staged tensors, manifest and version of the learner's weights as they are now.
+
+    Under the names of files, in which the experts of a mixture are apart.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    staged = revert_weight_conversion(model, weights)
     version = WeightVersion(incarnation=0, policy_step=policy_step)
     return staged, WeightManifest(version=version, tensors=describe_tensors(staged)), version
 

@@ -17,9 +17,9 @@ import structlog
 from actors.generation.engine_thread import EngineThread
 from actors.generation.lease_book import LeaseBook, SamplingJob
 from actors.generation.payload_place import PayloadPlace, Submission
-from actors.generation.sampler import SampledCompletion, SampleRequest
+from actors.generation.sampler import RecordedExperts, SampledCompletion, SampleRequest
 from actors.generation.weight_watch import Serving
-from common.arrays import RolloutArrays
+from common.arrays import RolloutArrays, frame_of_experts
 from common.codec import Buffer, Decoded
 from common.errors import DataError, RefusedError, RequestTimeoutError
 from common.messages import (
@@ -34,7 +34,7 @@ from common.messages import (
 )
 from common.metrics import Metrics
 from common.transport import Channel
-from common.types import FinishReason, Prompt, RolloutHeader, RolloutId
+from common.types import FinishReason, Prompt, RolloutHeader, RolloutId, RoutingHeader
 
 LEASE_WAIT_S = 10.0
 MAX_SUBMITS = 64
@@ -290,10 +290,27 @@ def _finished_rollout(
         version_spans=completion.version_spans,
         actor=settings.actor,
         generation_s=generation_s,
+        routing=_routing_header(completion.routing),
     )
     arrays = RolloutArrays(
         np.asarray(job.prompt_token_ids, np.int32),
         completion.token_ids,
         completion.behavior_logprobs,
     )
-    return _FinishedRollout(header, arrays.frames())
+    frames = arrays.frames()
+    if completion.routing is not None:
+        frames.append(frame_of_experts(completion.routing.experts))
+    return _FinishedRollout(header, frames)
+
+
+def _routing_header(recorded: RecordedExperts | None) -> RoutingHeader | None:
+    if recorded is None:
+        return None
+    num_tokens, num_layers, top_k = recorded.experts.shape
+    return RoutingHeader(
+        start=recorded.start,
+        num_tokens=num_tokens,
+        num_layers=num_layers,
+        top_k=top_k,
+        num_experts=recorded.num_experts,
+    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from common.arrays import ExpertArray
 from common.errors import DataError
 from common.types import VersionSpan, WeightVersion
 from common.weight_layout import WeightManifest
@@ -43,12 +44,26 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RecordedExperts:
+    """Which experts of a mixture computed N tokens in a row, from token ``start`` of the prompt on.
+
+    ``experts`` is uint8 or, above 256 experts, uint16 [N, layers, top_k]; all decoder layers count.
+    The last token of a completion is never computed and has no row.
+    """
+
+    experts: ExpertArray
+    start: int
+    num_experts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SampledCompletion:
     """A finished completion of L tokens.
 
     ``token_ids`` is int32 [L]; ``behavior_logprobs`` is float32 [L] in nats, under the
     distribution that was really sampled from (temperature applied). ``version_spans`` ascend and
     begin at token 0. ``finish_reason`` ``"abort"`` marks a request that the engine gave up.
+    ``routing`` is there where the sampler was asked to record it.
     """
 
     request_id: str
@@ -56,6 +71,7 @@ class SampledCompletion:
     behavior_logprobs: npt.NDArray[np.float32]
     finish_reason: Literal["stop", "length", "abort"]
     version_spans: tuple[VersionSpan, ...]
+    routing: RecordedExperts | None = None
 
 
 class Sampler(Protocol):

@@ -51,6 +51,7 @@ def _vllm(config: Config, seed: int) -> Sampler:
         max_num_seqs=config.actor.max_num_seqs,
         enforce_eager=not on_gpu,  # on a CPU compiling costs more than it gains
         seed=seed,
+        record_experts=config.records_experts,
     )
     return VllmSampler(options, INITIAL_VERSION)
 

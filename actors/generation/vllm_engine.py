@@ -23,7 +23,8 @@ class VllmOptions:
 
     ``kv_cache_bytes`` is taken at start and never grows; None, for GPUs only, lets the engine fill
     ``gpu_memory_ratio`` of the device instead. ``max_num_seqs`` is the number of
-    requests decoded together; more wait in order of submission.
+    requests decoded together; more wait in order of submission. ``record_experts`` asks for the
+    experts that computed each token.
     """
 
     model_dir: Path
@@ -34,6 +35,7 @@ class VllmOptions:
     max_num_seqs: int = 256
     enforce_eager: bool = True
     seed: int = 0
+    record_experts: bool = False
 
 
 def start_engine(options: VllmOptions) -> Any:
@@ -52,6 +54,8 @@ def start_engine(options: VllmOptions) -> Any:
         kv_cache_memory_bytes=options.kv_cache_bytes,
         gpu_memory_utilization=options.gpu_memory_ratio,
         enforce_eager=options.enforce_eager,
+        # The other kernels for GPUs shuffle the experts of a mixture, out of reach of a proof.
+        moe_backend="triton" if torch.cuda.is_available() else "auto",
         enable_prefix_caching=True,
         async_scheduling=False,
         skip_tokenizer_init=True,
@@ -59,6 +63,8 @@ def start_engine(options: VllmOptions) -> Any:
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
         use_tqdm_on_load=False,
+        # on a CPU the actor listens to the routers itself
+        enable_return_routed_experts=options.record_experts and torch.cuda.is_available(),
     )
     try:
         return LLMEngine.from_engine_args(arguments, enable_multiprocessing=False)

@@ -28,6 +28,7 @@ from actors.generation.vllm_engine import (
     score_params,
     start_engine,
 )
+from actors.generation.vllm_routing import NoRecorder, RoutingRecorder, routing_recorder
 from actors.generation.vllm_weights import engine_weights, load_and_prove
 from actors.generation.weight_proof import check_layout
 from common.errors import InfraError, ModelDirectoryError, WeightLoadError
@@ -65,6 +66,7 @@ class VllmSampler:
         (self._model,) = self._engine.apply_model(lambda model: model)
         try:
             check_layout(engine_weights(self._model), shapes, options.model_dir)
+            self._recorder = self._new_recorder()
         except ModelDirectoryError:
             self.close()
             raise
@@ -105,7 +107,9 @@ class VllmSampler:
         """Forget these requests; nothing is reported for them. Unknown ids are ignored."""
         self._engine.abort_request([name for name in request_ids if name in self._running])
         for request_id in request_ids:
-            self._running.pop(request_id, None)
+            running = self._running.pop(request_id, None)
+            if running is not None:
+                self._recorder.forget(running.engine_id)
             self._waiting.pop(request_id, None)
         self._held_back = [item for item in self._held_back if item.request_id not in request_ids]
 
@@ -134,10 +138,12 @@ class VllmSampler:
         self._refuse_if_partial()
         from vllm.inputs.engine import tokens_input
 
-        self._engine.add_request(_SCORE_ID, tokens_input(list(token_ids)), score_params())
+        prompt = tokens_input(list(token_ids))
+        engine_id = self._engine.add_request(_SCORE_ID, prompt, score_params())
         while True:
             for output in self._engine.step():
                 if output.request_id == _SCORE_ID:
+                    self._recorder.forget(engine_id)
                     return _finite(output.prompt_logprobs.logprobs, len(token_ids) - 1, _SCORE_ID)
                 self._held_back.append(self._completion(output))
 
@@ -149,6 +155,11 @@ class VllmSampler:
         self._engine.engine_core.shutdown()
         del self._engine, self._model
         leave_process_groups()
+
+    def _new_recorder(self) -> RoutingRecorder:
+        if not self._options.record_experts:
+            return NoRecorder()
+        return routing_recorder(self._engine, self._model)
 
     def _refuse_if_partial(self) -> None:
         if self._is_partial:
@@ -198,6 +209,7 @@ class VllmSampler:
             ),
             finish_reason=_finish_reason(sampled.finish_reason),
             version_spans=running.version_spans,
+            routing=self._recorder.take(running.engine_id, sampled),
         )
 
 

@@ -11,23 +11,32 @@ leaves meta tensors behind, and finishing it after half the tensors raises nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from actors.generation.weight_proof import LoadedWeights, check_names, prove_loaded, staged_tensors
+from actors.generation.vllm_experts import expert_parts, is_fused_experts, rows_in_order
+from actors.generation.weight_proof import (
+    LoadedWeights,
+    ReadTensors,
+    check_names,
+    prove_loaded,
+    staged_tensors,
+)
 from common.errors import WeightLoadError
 from common.weight_layout import WeightManifest
 
 
 def engine_weights(model: torch.nn.Module) -> LoadedWeights:
-    """Views of every parameter of a vLLM ``model`` under its Hugging Face name.
+    """Every parameter of a vLLM ``model`` under its Hugging Face name.
 
     Fused projections are cut along their output dimension into the parts that
-    ``packed_modules_mapping`` names; the padding rows of a vocabulary table are left out.
+    ``packed_modules_mapping`` names, fused experts into theirs; the padding rows of a vocabulary
+    table are left out.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Callable[[], torch.Tensor]] = {}
     tied: dict[str, str] = {}
     name_of_storage: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -37,7 +46,7 @@ def engine_weights(model: torch.nn.Module) -> LoadedWeights:
         else:
             tensors.update(_parts(model, name, parameter.detach()))
     tied.update(_tied_by_config(model, tensors))
-    return LoadedWeights(tensors, tied)
+    return LoadedWeights(ReadTensors(tensors), tied)
 
 
 def load_and_prove(
@@ -55,7 +64,11 @@ def load_and_prove(
     check_names(engine_weights(model), manifest)
     load_weights: Any = model.load_weights
     try:
-        with torch.inference_mode(), set_current_vllm_config(vllm_config):
+        with (
+            torch.inference_mode(),
+            set_current_vllm_config(vllm_config),
+            rows_in_order(model),
+        ):
             load_weights(staged_tensors(staged, manifest))
     except WeightLoadError:
         raise
@@ -66,22 +79,28 @@ def load_and_prove(
 
 def _parts(
     model: torch.nn.Module, name: str, parameter: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     module_path, _, leaf = name.rpartition(".")
     parent, _, module_name = module_path.rpartition(".")
     module: Any = model.get_submodule(module_path)
     packed: Mapping[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    if module_name in packed and parameter.numel() > 0:
+    if is_fused_experts(module, leaf):
+        yield from expert_parts(module, name, parameter)
+    elif module_name in packed and parameter.numel() > 0:
         views = torch.split_with_sizes(parameter, module.output_partition_sizes)
         for part, view in zip(packed[module_name], views, strict=True):
-            yield f"{parent}.{part}.{leaf}", view
+            yield f"{parent}.{part}.{leaf}", functools.partial(_itself, view)
     elif (num_rows := getattr(module, "org_vocab_size", None)) is not None and leaf == "weight":
-        yield name, parameter[:num_rows]
+        yield name, functools.partial(_itself, parameter[:num_rows])
     else:
-        yield name, parameter
+        yield name, functools.partial(_itself, parameter)
 
 
-def _tied_by_config(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _tied_by_config(model: torch.nn.Module, tensors: Collection[str]) -> dict[str, str]:
     """The head that a tied model keeps as a copy, where it does not share storage."""
     config = getattr(model, "config", None)
     head, table = "lm_head.weight", "model.embed_tokens.weight"

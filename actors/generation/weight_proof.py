@@ -7,7 +7,7 @@ their Hugging Face names and digested.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,33 @@ from common.torch.digest import digest_text, tensor_digest
 from common.weight_layout import TensorSpec, WeightManifest
 
 
+class ReadTensors(Mapping[str, torch.Tensor]):
+    """Tensors by name, read when they are asked for.
+
+    An engine may keep rows in an order of its own; reading those makes a copy, one at a time.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], torch.Tensor]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._readers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedWeights:
     """The parameters that an engine computes with, under canonical Hugging Face names.
 
-    ``tensors`` are views of live storage, each parameter once. ``tied`` maps a name to the tensor
+    ``tensors`` read live storage, each parameter once. ``tied`` maps a name to the tensor
     whose values it must share; it stands in ``tensors`` too where it has storage of its own.
     """
 
@@ -66,8 +88,9 @@ def check_layout(weights: LoadedWeights, shapes: TensorShapes, model_dir: Path) 
         if found != shape:
             raise ModelDirectoryError(
                 f"weights of {model_dir} must stay readable inside the engine, but {name} "
-                f"{list(shape)} is held as {found} (use a dense unquantised architecture such as "
-                "Qwen2, Qwen3 or Llama)"
+                f"{list(shape)} is held as {found} (use an unquantised architecture such as Qwen2, "
+                "Qwen3, Qwen3-MoE or Llama, the experts of a mixture in float32 on a CPU and of "
+                "a width that 32 divides)"
             )
     extra = weights.tensors.keys() - shapes.keys() - weights.tied.keys()
     if extra:

@@ -15,6 +15,7 @@ from common.config.paths import RunPaths
 from common.config.prompts import DEFAULT_PROMPT_SET, PromptsConfig, PromptSetConfig
 from common.config.run import CollectConfig, ModelConfig, RunConfig, SecurityConfig
 from common.config.verifier import MonitorConfig, RewardWeight, VerifierConfig, VerifierModelConfig
+from common.mixture import read_mixture
 
 __all__ = [
     "DEFAULT_PROMPT_SET",
@@ -77,8 +78,19 @@ class Config:
 
     @property
     def max_rollout_bytes(self) -> int:
-        """Arrays of the longest rollout: an id for each token, a log-probability where sampled."""
-        return 4 * (self.model.max_length + self.actor.max_tokens)
+        """Arrays of the longest rollout: an id for each token, a log-probability where sampled.
+
+        And where it is recorded, the experts that computed each.
+        """
+        arrays = 4 * (self.model.max_length + self.actor.max_tokens)
+        if not self.records_experts or (mixture := read_mixture(self.model.path)) is None:
+            return arrays
+        return arrays + self.model.max_length * mixture.record_bytes
+
+    @property
+    def records_experts(self) -> bool:
+        """Whether actors record which experts computed a token."""
+        return self.run.kind == "train" and self.learner.router_replay
 
     @property
     def has_verifier_reference(self) -> bool:

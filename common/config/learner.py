@@ -117,7 +117,9 @@ class LearnerConfig:
     ] = ""
     """Published settings by name (docs/objectives.md); keys that the file sets win over them."""
     num_ranks: int = 1
-    """Data-parallel ranks that torchrun starts on this machine."""
+    """Ranks that torchrun starts on this machine."""
+    context_parallel: int = 1
+    """Ranks that each row, and so a long answer, is split over; 1: every rank has its own rows."""
     num_steps: int = 100
     """Training batches of the run."""
     groups_per_step: int = 32
@@ -152,6 +154,8 @@ class LearnerConfig:
     """Gradient clipping by global norm; 0 turns it off."""
     attention: Literal["auto", "sdpa", "flex", "flash"] = "auto"
     """How packed rows attend: document by document, FlexAttention or FlashAttention (GPU)."""
+    router_replay: bool = False
+    """Mixtures of experts train each token through the experts that vLLM sampled it with (R3)."""
     head_dtype: Literal["model", "float32"] = "model"
     """What the last layer multiplies in; ``float32`` rounds no logit of a bfloat16 model."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

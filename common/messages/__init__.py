@@ -107,7 +107,7 @@ WITH_FRAMES = frozenset(
 
 
 def rollouts_in(message: AnyMessage) -> tuple[RolloutHeader, ...]:
-    """The rollouts whose arrays travel as frames of ``message``, three frames each, in order.
+    """The rollouts whose arrays travel as frames of ``message``, in order.
 
     A submission or a lease carries none of a rollout that a payload server holds.
     """

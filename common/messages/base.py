@@ -8,8 +8,8 @@ import msgspec
 
 from common.types import Count, Name, Reason, Record
 
-SCHEMA = 3
-"""Raised on every incompatible change; unlike peers refuse each other by name."""
+SCHEMA = 4
+"""Raised with every change of a message; unlike peers refuse each other by name."""
 
 Indices = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=4096)]
 Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=16384)]
@@ -31,12 +31,14 @@ class Ack(Message, frozen=True):
     """Done. ``outcome`` is ``accepted``, ``duplicate``, ``late`` or ``quarantined``.
 
     ``promise`` says what an accepted rollout survives; "" where the message carried none.
-    ``credit_bytes`` is credit that the sender gets back.
+    ``credit_bytes`` is credit that the sender gets back. ``num_journal_events`` is how long the
+    broker's journal is with what the learner has committed; 0 where nothing was added to it.
     """
 
     outcome: Name = "accepted"
     promise: Promise = ""
     credit_bytes: Count = 0
+    num_journal_events: Count = 0
 
 
 class Acks(Message, frozen=True):

@@ -56,7 +56,7 @@ class FetchRollouts(Message, frozen=True):
 
 
 class Rollouts(Message, frozen=True):
-    """Reply to :class:`FetchRollouts`: three frames a rollout, in the order asked for."""
+    """Reply to :class:`FetchRollouts`: the frames of each, in the order asked for."""
 
     rollouts: Annotated[tuple[RolloutHeader, ...], msgspec.Meta(max_length=65536)]
 
@@ -109,13 +109,15 @@ class ResumeLearner(Message, frozen=True):
 
     Groups handed over but in no record go back to waiting. ``forked`` says that the published
     weights after the checkpoint could not be reproduced: ``incarnation`` is then a new one and the
-    groups of the lost steps wait again.
+    groups of the lost steps wait again. ``num_journal_events`` is the longest that the checkpoint
+    knows the broker's journal to have been; a shorter one is an older copy. 0 asks for no check.
     """
 
     incarnation: Count
     policy_step: Count
     stepped: Annotated[tuple[SteppedBatch, ...], msgspec.Meta(max_length=65536)] = ()
     forked: bool = False
+    num_journal_events: Count = 0
 
 
 class EvictGroups(Message, frozen=True):

@@ -33,7 +33,7 @@ class PromptLeases(Message, frozen=True):
 
 
 class SubmitRollout(Message, frozen=True):
-    """One finished rollout, its three arrays in the frames.
+    """One finished rollout, its arrays in the frames.
 
     A rollout with a ``store`` comes without frames; ``content_hash`` is then that of its arrays.
     """

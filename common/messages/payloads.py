@@ -16,7 +16,7 @@ from common.types import Endpoint, Name, Record, RolloutHeader, RolloutId
 
 
 class PutRollouts(Message, frozen=True):
-    """Keep the arrays of these rollouts: three frames each, in order.
+    """Keep the arrays of these rollouts: the frames of each, in order.
 
     The acknowledgement names what it promises; putting the same rollout again changes nothing.
     """

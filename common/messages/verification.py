@@ -41,7 +41,7 @@ class RolloutLease(Record, frozen=True):
 
 
 class RolloutLeases(Message, frozen=True):
-    """Reply to :class:`LeaseRollouts`: three frames a rollout, in order."""
+    """Reply to :class:`LeaseRollouts`: the frames of each rollout, in order."""
 
     leases: Annotated[tuple[RolloutLease, ...], msgspec.Meta(max_length=4096)] = ()
 

@@ -18,13 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.arrays import ExpertArray, Float64Array
 from common.types import RolloutId
 from learner.batches.layout import MicrobatchLayout
 
 Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
 _Number = TypeVar("_Number", bound=np.generic)
 PADDING_ID = 0
+FREE_ROUTING = -1
+"""In place of experts: the router chooses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,10 @@ class Document:
     """[L], of the critic that the batch began with; None without a critic."""
     returns: Float64Array | None = None
     """[L], what the critic learns."""
+    experts: ExpertArray | None = None
+    """[N, layers, top_k], which experts the sampler computed N tokens in a row with."""
+    first_routed: int = 0
+    """The first of them, counted from the beginning of the prompt."""
 
     @property
     def length(self) -> int:
@@ -127,6 +133,8 @@ class Microbatch:
     """float32 [T], of the critic that the batch began with."""
     returns: Tensor | None = None
     """float32 [T], what the critic learns."""
+    experts: Tensor | None = None
+    """int16 [R * L, layers, top_k], what each place is routed to; -1 leaves it to the router."""
 
     def to(self, device: torch.device) -> Microbatch:
         """The same microbatch on ``device``."""
@@ -167,6 +175,7 @@ def pack(rows: Sequence[Sequence[Document]], row_length: int) -> Microbatch:
         proximal_logprobs=_all_or_none(flat, "proximal_logprobs"),
         values=_all_or_none(flat, "values"),
         returns=_all_or_none(flat, "returns"),
+        experts=_experts(rows, row_length),
     )
 
 
@@ -196,6 +205,23 @@ def _places(rows: Sequence[Sequence[Document]], row_length: int) -> dict[str, Te
         "borders": torch.tensor([*borders, len(rows) * row_length]),
         "positions": torch.from_numpy(np.concatenate(positions)),
     }
+
+
+def _experts(rows: Sequence[Sequence[Document]], row_length: int) -> Tensor | None:
+    """int16 [R * L, layers, top_k]; None where no document has a record."""
+    experts = [document.experts for documents in rows for document in documents]
+    recorded = [item for item in experts if item is not None]
+    if not recorded:
+        return None
+    places = np.full((len(rows) * row_length, *recorded[0].shape[1:]), FREE_ROUTING, dtype=np.int16)
+    for row, documents in enumerate(rows):
+        start = row * row_length
+        for document in documents:
+            if document.experts is not None:
+                first = start + document.first_routed
+                places[first : first + len(document.experts)] = document.experts
+            start += document.length
+    return torch.from_numpy(places)
 
 
 def empty_microbatch() -> Microbatch:

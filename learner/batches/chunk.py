@@ -53,7 +53,7 @@ def microbatches_of(
     chunk: Chunk, mesh: Mesh
 ) -> Iterator[tuple[MicrobatchLayout | None, Microbatch]]:
     """This rank's microbatches, as many on every rank; an empty one has no layout."""
-    mine = chunk.layout.ranks[mesh.rank]
+    mine = chunk.layout.ranks[mesh.data_rank]
     for number in range(chunk.layout.num_microbatches):
         layout = mine[number] if number < len(mine) else None
         microbatch = empty_microbatch()

@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from common.arrays import Float32Array, arrays_from_frames
+from common.arrays import (
+    ExpertArray,
+    Float32Array,
+    Float64Array,
+    arrays_from_frames,
+    experts_from_frame,
+)
 from common.config import LossConfig
 from common.errors import DataError
 from common.types import RolloutHeader, RolloutId
-from learner.batches.batch import Document, Float64Array, Int64Array
-from learner.batches.layout import PlannedRollout
+from learner.batches.batch import Document, Int64Array
+from learner.batches.layout import PlannedRollout, RoutingShape
 from learner.batches.screening import has_foreign_tokens
 from learner.objectives.aggregation import token_weight
 from learner.objectives.process import token_advantages
@@ -26,11 +32,13 @@ def build_document(
     references: Mapping[RolloutId, Float32Array | None],
     vocab_size: int,
     loss: LossConfig,
+    routing: RoutingShape | None = None,
 ) -> Document:
     """One rollout as the learner trains on it.
 
     ``frames`` are those of :func:`common.arrays.arrays_from_frames`, and ``references`` is empty
-    where verifiers compute none. Raises :class:`DataError` for arrays of no possible values.
+    where verifiers compute none. With ``routing``, that of the model, the record of its experts
+    comes along if it has one. Raises :class:`DataError` for arrays of no possible values.
     """
     arrays = arrays_from_frames(frames)
     reference = references.get(header.rollout_id)
@@ -49,7 +57,22 @@ def build_document(
         reference_logprobs=reference,
         token_lags=_token_lags(header, plan.span_lags),
         token_advantages=_token_advantages(plan),
+        experts=None if routing is None else _experts(header, frames, routing),
+        first_routed=0 if header.routing is None else header.routing.start,
     )
+
+
+def _experts(
+    header: RolloutHeader, frames: Sequence[memoryview], model: RoutingShape
+) -> ExpertArray | None:
+    """[N, layers, top_k]; None where the sampler recorded none."""
+    found = header.routing
+    if found is None:
+        return None
+    recorded = RoutingShape(found.num_layers, found.top_k, found.num_experts)
+    if recorded != model:
+        raise DataError(f"the record of experts must be of {model}, got {recorded}")
+    return experts_from_frame(found, frames[3])
 
 
 def _trained_tokens(

@@ -22,7 +22,7 @@ from common.types import Count, EvictReason, Record, RolloutId, VerifiedGroup
 from learner.batches.batch import Document
 from learner.batches.chunk import Chunk
 from learner.batches.documents import build_document
-from learner.batches.layout import ChunkLayout, PlannedRollout, plan_chunk
+from learner.batches.layout import ChunkLayout, PlannedRollout, RoutingShape, plan_chunk
 from learner.batches.payload_source import PayloadFetcher, PayloadSource
 from learner.batches.reference_source import ReferenceSource
 from learner.batches.screening import Screen
@@ -95,11 +95,13 @@ class GroupSource:
         *,
         attention_ratio: float = 0.0,
         hidden_attention_ratio: float = math.inf,
+        routing: RoutingShape | None = None,
     ) -> None:
         """``payloads`` fetches what is not with the broker.
 
         ``attention_ratio`` of the policy says what a long answer costs, see ``common.balance``, and
-        ``hidden_attention_ratio`` what a long row costs, see ``common.packing``.
+        ``hidden_attention_ratio`` what a long row costs, see ``common.packing``. With ``routing``
+        its routers follow what samplers recorded.
         """
         self._payloads = PayloadSource(channel, payloads)
         self._channel = channel
@@ -108,6 +110,7 @@ class GroupSource:
         self._stop = stop
         self._vocab_size = vocab_size
         self._attention_ratio = attention_ratio
+        self._routing = routing
         self._hidden_attention_ratio = hidden_attention_ratio
         self.references = ReferenceSource(channel, mesh)
         self.on_findings: Callable[[EvictReason, Sequence[Finding]], None] | None = None
@@ -200,7 +203,7 @@ class GroupSource:
         layout = plan_chunk(
             [group.group_id for group in groups],
             rollouts,
-            num_ranks=self._mesh.world_size,
+            num_ranks=self._mesh.num_data_ranks,
             row_tokens=self._config.learner.row_tokens,
             microbatch_tokens=self._config.learner.microbatch_tokens,
             attention_ratio=self._attention_ratio,
@@ -221,7 +224,7 @@ class GroupSource:
         trained, and come again when it was sampled again.
         """
         planned = {rollout.rollout_id: rollout for rollout in directive.rollouts}
-        mine = directive.layout.ranks[self._mesh.rank]
+        mine = directive.layout.ranks[self._mesh.data_rank]
         wanted = [item for microbatch in mine for row in microbatch.rows for item in row]
         documents, failed = self._documents(wanted, planned)
         reports = self._mesh.gather(msgspec.json.encode(failed))
@@ -229,7 +232,9 @@ class GroupSource:
         bad = {group_id for part in everywhere for group_id in part.bad}
         dropped = bad.union(*(part.lost for part in everywhere))
         self.evict(sorted(bad), EvictReason.QUARANTINED)
-        self._tell(EvictReason.QUARANTINED, [item for part in everywhere for item in part.findings])
+        # ranks that share rows find the same, which is told once
+        findings = dict.fromkeys(item for part in everywhere for item in part.findings)
+        self._tell(EvictReason.QUARANTINED, list(findings))
         chunk = Chunk(layout=directive.layout, rollouts=planned, documents=documents, groups=groups)
         return chunk.without(dropped)
 
@@ -251,6 +256,7 @@ class GroupSource:
                     references=references,
                     vocab_size=self._vocab_size,
                     loss=self._config.learner.loss,
+                    routing=self._routing,
                 )
             except DataError as error:
                 findings.append(_bad_payload(rollout_id, error))

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from common.balance import sequence_cost, split_evenly
 from common.packing import pack_rows
 from common.types import Count, FiniteFloat, Record, RolloutId, SpanNumbers, StepReward
+
+
+class RoutingShape(NamedTuple):
+    """How a mixture of experts routes a token."""
+
+    num_layers: int
+    """Decoder layers, those without experts too."""
+    top_k: int
+    """Experts of a layer that compute it."""
+    num_experts: int
+    """Experts of a layer."""
 
 
 class PlannedRollout(Record, frozen=True):
@@ -36,6 +47,10 @@ class PlannedRollout(Record, frozen=True):
     """Policy lag of each version span."""
     steps: tuple[StepReward, ...] = ()
     """Advantages of its steps, where those are what makes the advantages of its tokens."""
+    num_routing_bytes: Count = 0
+    """Of the record of its experts, which travels with its arrays."""
+    header_hash: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    """Of its header where its arrays are not with the broker: only that rollout is trained."""
 
     @property
     def num_trained_tokens(self) -> int:
@@ -60,6 +75,7 @@ class ChunkLayout(Record, frozen=True):
 
     group_ids: tuple[Count, ...]
     ranks: tuple[tuple[MicrobatchLayout, ...], ...]
+    """A share each; ``learner.context_parallel`` ranks compute one together."""
 
     @property
     def num_microbatches(self) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from common.arrays import frames_of_each
 from common.errors import FatalError
 from common.messages import FetchRollouts, Rollouts
 from common.payloads.client import Fetched, Wanted
 from common.types import RolloutHeader, RolloutId
 from learner.batches.layout import PlannedRollout
 from learner.broker_client import BrokerClient, in_portions
-
-_FRAMES = 3  # token ids of prompt and completion, log-probabilities
 
 Payload = tuple[RolloutHeader, Sequence[memoryview]]
 
@@ -64,10 +63,11 @@ class PayloadSource:
             reply = decoded.message
             if not isinstance(reply, Rollouts) or len(reply.rollouts) != len(part):
                 raise FatalError(f"the broker does not hold all payloads of {part[0].group_id}...")
-            for place, header in enumerate(reply.rollouts):
-                yield header, decoded.frames[_FRAMES * place : _FRAMES * (place + 1)]
+            frames = frames_of_each(reply.rollouts, decoded.frames)
+            yield from zip(reply.rollouts, frames, strict=True)
 
 
 def _wanted(rollout: PlannedRollout) -> Wanted:
-    num_bytes = 4 * (rollout.num_prompt_tokens + 2 * rollout.num_completion_tokens)
-    return Wanted(rollout.rollout_id, rollout.store, num_bytes)
+    arrays = 4 * (rollout.num_prompt_tokens + 2 * rollout.num_completion_tokens)
+    num_bytes = arrays + rollout.num_routing_bytes
+    return Wanted(rollout.rollout_id, rollout.store, num_bytes, rollout.header_hash)

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.arrays import RolloutArrays
 from common.config import Config
+from common.content_hash import header_hash
 from common.errors import FatalError
 from common.types import (
     EvictReason,
@@ -91,6 +92,8 @@ class Screen:
                 store=item.rollout.store,
                 span_lags=self._span_lags(item.rollout),
                 steps=own,
+                num_routing_bytes=_routing_bytes(item.rollout),
+                header_hash=header_hash(item.rollout) if item.rollout.store else "",
             )
             for item, advantage, own in zip(items, advantages, steps, strict=True)
             if item.num_trained_tokens
@@ -219,3 +222,7 @@ def has_foreign_tokens(arrays: RolloutArrays, vocab_size: int) -> bool:
     """True when a token id does not exist in the learner's vocabulary."""
     both = (arrays.prompt_token_ids, arrays.completion_token_ids)
     return any(ids.size and int(np.max(ids)) >= vocab_size for ids in both)
+
+
+def _routing_bytes(rollout: RolloutHeader) -> int:
+    return 0 if rollout.routing is None else rollout.routing.frame_bytes()

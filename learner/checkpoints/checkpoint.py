@@ -38,7 +38,8 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """What a checkpoint holds beside tensors.
 
     ``policy_step`` is also the place in the step records and in the schedule, and the number of
-    steps that the broker has committed: all of it becomes durable with one rename.
+    steps that the broker has committed: all of it becomes durable with one rename. A broker whose
+    journal is of another run, has fewer steps or is shorter is refused at a start.
     """
 
     format: Literal[2] = FORMAT
@@ -56,6 +57,8 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The run that the broker's journal must be of."""
     base_digest: str = ""
     """Of the frozen weights under adapters; "" where all weights are trained."""
+    num_journal_events: Count = 0
+    """How long the broker's journal was when it had committed the steps; 0 if it was not told."""
     reference_version: WeightVersion = INITIAL_VERSION
     """The reference policy; its weights are under ``references/``."""
     files: dict[str, FileEntry] = {}

@@ -28,6 +28,9 @@ from learner.checkpoints.step_record import StepRecord, has_records_beyond, reco
 from learner.metrics.reporting import report_step
 from learner.run_state import TrainingRun
 
+_OLDER_JOURNAL = "older_journal"
+"""Refusal of a broker whose journal is shorter than the checkpoint knows it to have been."""
+
 
 class ResumePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What rank 0 found on disk; the same for every rank."""
@@ -114,7 +117,10 @@ def _refuse_other_broker(run: TrainingRun, checkpoint_step: int) -> None:
 
 def _older_journal(path: Path, state: CheckpointState, status: Status) -> str:
     """How the broker's journal does not belong to the checkpoint, or ""."""
-    cure = "restore the broker's journal of this run, or set another run.directory to train anew"
+    cure = (
+        "look at the journal with headrace journal check and restore the newest copy of this run, "
+        "or set another run.directory to train anew"
+    )
     if state.run_id != status.run_id:
         return (
             f"{path}: it is of run {state.run_id}, the broker's journal of {status.run_id} ({cure})"
@@ -129,23 +135,50 @@ def _older_journal(path: Path, state: CheckpointState, status: Status) -> str:
 
 def _tell_broker(run: TrainingRun, plan: ResumePlan) -> bool:
     """Say where the learner stands; False when groups that it would replay have ended."""
-    message = ResumeLearner(
-        incarnation=plan.lineage.incarnation,
-        policy_step=plan.checkpoint_step or 0,
-        stepped=tuple(
-            SteppedBatch(policy_step=record.policy_step, group_ids=record.group_ids)
-            for record in plan.records
-        ),
+    stepped = tuple(
+        SteppedBatch(policy_step=record.policy_step, group_ids=record.group_ids)
+        for record in plan.records
     )
-    accepted = b"yes"
+    return _resume_at_broker(run, plan.lineage, plan.checkpoint_step or 0, stepped)
+
+
+def _resume_at_broker(
+    run: TrainingRun,
+    lineage: Lineage,
+    checkpoint_step: int,
+    stepped: tuple[SteppedBatch, ...] = (),
+    *,
+    forked: bool = False,
+) -> bool:
+    """False when groups of ``stepped`` have ended; a collective.
+
+    Raises :class:`CheckpointError` on every rank where the broker's journal is shorter than the
+    checkpoint knows it to have been.
+    """
+    message = ResumeLearner(
+        incarnation=lineage.incarnation,
+        policy_step=checkpoint_step,
+        stepped=stepped,
+        forked=forked,
+        num_journal_events=run.commits.num_journal_events,
+    )
+    code, reason = run.mesh.broadcast(_refusal(run, message)).decode().split(":", 1)
+    if code == _OLDER_JOURNAL:
+        path = checkpoint_path(run.process.paths.checkpoints, checkpoint_step)
+        raise CheckpointError(f"{path}: {reason}")
+    return not code
+
+
+def _refusal(run: TrainingRun, message: ResumeLearner) -> bytes:
+    """``code:reason`` of a refusal that the learner can act upon, ``:`` without one; of rank 0."""
     if run.mesh.is_main:
         try:
-            run.channel.request(message)
+            run.commits.tell(message)
         except RefusedError as error:
-            if error.code not in ENDED_GROUPS:
+            if error.code not in ENDED_GROUPS | {_OLDER_JOURNAL}:
                 raise
-            accepted = b"no"
-    return run.mesh.broadcast(accepted) == b"yes"
+            return f"{error.code}:{error.reason}".encode()
+    return b":"
 
 
 def _replay(run: TrainingRun, records: tuple[StepRecord, ...]) -> bool:
@@ -155,6 +188,8 @@ def _replay(run: TrainingRun, records: tuple[StepRecord, ...]) -> bool:
 
 def _replay_step(run: TrainingRun, record: StepRecord) -> bool:
     if record.world_size != run.mesh.world_size:
+        return False
+    if record.context_parallel != run.mesh.context_size:
         return False
     if record.reference_version not in (None, run.reference_version):
         return False
@@ -184,6 +219,4 @@ def _fork(run: TrainingRun, checkpoint_step: int) -> None:
         run.process.log.warning(
             "published weights could not be reproduced", incarnation=lineage.incarnation
         )
-        run.channel.request(
-            ResumeLearner(incarnation=lineage.incarnation, policy_step=checkpoint_step, forked=True)
-        )
+    _resume_at_broker(run, lineage, checkpoint_step, forked=True)

@@ -44,6 +44,12 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     statistics: StepStatistics | None = None
     """None in records of runs that kept none."""
 
+    @property
+    def context_parallel(self) -> int:
+        """Ranks that each share of the batch was computed by."""
+        num_shares = min((len(chunk.ranks) for chunk in self.chunks), default=self.world_size)
+        return self.world_size // max(num_shares, 1)
+
 
 def record_path(directory: Path, policy_step: int, incarnation: int) -> Path:
     """File of one record; a later incarnation never overwrites an earlier one."""

@@ -40,7 +40,7 @@ def find_culprits(updater: Updater, mesh: Mesh, batch: TrainingBatch) -> list[Fi
             continue
         shares = [
             msgspec.json.decode(item, type=list[Finding])
-            for item in mesh.gather(msgspec.json.encode(detector.findings()))
+            for item in mesh.gather_over_data(msgspec.json.encode(detector.findings()))
         ]
         findings = [finding for share in shares for finding in share]
         found += [item for item in findings if item.quantity != GRADIENT] or _hardest(findings)

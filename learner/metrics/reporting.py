@@ -27,7 +27,7 @@ def report_step(
     Returns the statistics of all ranks, on every rank.
     """
     seconds = run.stopwatch.take()
-    tokens = TokenStatistics.merged(run.mesh.gather(batch.statistics.encode()))
+    tokens = TokenStatistics.merged(run.mesh.gather_over_data(batch.statistics.encode()))
     memory = peak_memory(run.mesh)
     incarnation = run.lineage.incarnation
     if run.telemetry is None or run.telemetry.has_step(incarnation, batch.policy_step):

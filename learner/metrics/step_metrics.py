@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from common.types import FinishReason, VerifiedGroup, VerifiedRollout
+from common.types import FinishReason, RolloutHeader, VerifiedGroup, VerifiedRollout
 from learner.batches.screening import Screen, judged, lag_histogram
 from learner.metrics.token_statistics import TokenStatistics, describe_lag
 from learner.step.critic_update import value_statistics
@@ -39,6 +39,7 @@ def describe_groups(groups: Sequence[VerifiedGroup], screen: Screen) -> dict[str
         **_lengths_by_outcome(items),
         "truncated_ratio": _mean([0.0] * len(finished) + [1.0] * len(truncated)),
         "zero_advantage_ratio": _mean([float(_is_uniform(group)) for group in groups]),
+        "replayed_routing_ratio": _recorded_ratio([item.rollout for item in items]),
         "lag_histogram": {str(lag): tokens for lag, tokens in lags.items()},
         "lag_max": max((screen.group_lag(group) for group in groups), default=0),
         "lag_mean": _weighted_mean(lags),
@@ -108,6 +109,12 @@ def _mean(values: Sequence[float]) -> float | None:
 def _weighted_mean(tokens_by_lag: Mapping[int, int]) -> float | None:
     total = sum(tokens_by_lag.values())
     return sum(lag * tokens for lag, tokens in tokens_by_lag.items()) / total if total else None
+
+
+def _recorded_ratio(rollouts: Sequence[RolloutHeader]) -> float | None:
+    """Share of tokens whose experts were recorded; None where nothing is."""
+    recorded = sum(item.routing.num_tokens for item in rollouts if item.routing is not None)
+    return recorded / sum(item.num_tokens for item in rollouts) if recorded else None
 
 
 def _lengths_by_outcome(items: Sequence[VerifiedRollout]) -> dict[str, float | None]:

@@ -58,6 +58,7 @@ _GAUGES = (
     ("headrace_effective_sample_ratio", "effective_sample_ratio"),
     ("headrace_zero_advantage_ratio", "zero_advantage_ratio"),
     ("headrace_truncated_ratio", "truncated_ratio"),
+    ("headrace_replayed_routing_ratio", "replayed_routing_ratio"),
     ("headrace_response_length_right_tokens", "response_length_right_mean"),
     ("headrace_response_length_wrong_tokens", "response_length_wrong_mean"),
     ("headrace_response_length_truncated_tokens", "response_length_truncated_mean"),

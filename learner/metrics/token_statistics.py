@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.arrays import Float64Array
 from learner.metrics.token_view import TokenView
 from learner.objectives.kl import k3_kl
 from learner.objectives.ratios import importance_ratio
@@ -25,8 +26,6 @@ LOG_RATIO_LIMIT = 4.0
 NUM_BINS = 1600
 """Bins of 0.005 nats: a percentile of the ratio is right to 0.25 %."""
 PERCENTILES = (0.01, 0.5, 0.99)
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class LagSums(msgspec.Struct, kw_only=True):

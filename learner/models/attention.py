@@ -25,13 +25,13 @@ BY_DOCUMENT = "headrace_by_document"
 FLASH = "headrace_flash"
 """Name of :func:`attend_flash` in transformers."""
 FLEX = "flex_attention"
+OVER_RANKS = "_over_ranks_"
+"""In names of attention, before that of whole rows: they lie in slices (``context_parallel``)."""
 
 _NAMES = {"sdpa": BY_DOCUMENT, "flash": FLASH, "flex": FLEX}
-_MAX_PAIRS = 8192
-"""Masked pairs a document up to which one call with a mask is faster than a call a document.
-
-Measured on one CPU thread, forward and backward: rows of 2 documents of 32 tokens take 15 ms with a
-mask and 122 ms without, 4 of 64 tokens 53 and 48 ms, 4 of 128 tokens 293 and 164 ms.
+_MAX_HIDDEN_PAIRS = 20_000
+"""Pairs of different documents, for each document, that one call with a mask may compute in vain
+before a call a document is faster: ``headrace bench attention`` finds where.
 """
 _TOLERANCE = 0.02
 """Largest difference to plain attention in the probe; bfloat16 resolves 0.008 at 1."""
@@ -72,12 +72,18 @@ def choose_attention(setting: str, device: torch.device) -> str:
     return name
 
 
+def plain_name(name: str) -> str:
+    """Which attention computes the whole rows, where ``name`` is that of slices."""
+    return name.rpartition(OVER_RANKS)[2]
+
+
 def packed_mask(name: str, borders: Tensor, num_rows: int, row_length: int) -> Any:
     """What attention ``name`` wants for documents with ``borders`` [S + 1]; see ``Microbatch``.
 
     None for plain causal rows. Borders are handed over as int64 [1, 1, 1, S + 1], because
     transformers passes on a mask of four dimensions as it is.
     """
+    name = plain_name(name)
     num_documents = len(borders) - 1
     if name == FLASH:
         return borders.view(1, 1, 1, -1)
@@ -86,9 +92,10 @@ def packed_mask(name: str, borders: Tensor, num_rows: int, row_length: int) -> A
         return tree_block_mask(ids, torch.zeros_like(ids))
     if num_documents == num_rows:
         return None
-    few_pairs = num_rows * row_length**2 <= _MAX_PAIRS * num_documents
-    if name == BY_DOCUMENT and not few_pairs:
-        return borders.view(1, 1, 1, -1)
+    if name == BY_DOCUMENT:
+        num_hidden = num_rows * row_length**2 - int(borders.diff().square().sum())
+        if num_hidden > _MAX_HIDDEN_PAIRS * num_documents:
+            return borders.view(1, 1, 1, -1)
     return block_causal_mask(document_ids(borders, num_rows, row_length))
 
 

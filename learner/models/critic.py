@@ -21,8 +21,9 @@ from common.errors import ModelDirectoryError
 from common.torch.pretrained import load_pretrained, read_model_config, refuse_long_windows
 from learner.batches.batch import Microbatch
 from learner.models.attention import choose_attention, packed_mask
+from learner.models.context_parallel import attention_over_ranks, own_places, refuse_other_layers
 from learner.models.layer_execution import prepare_layers
-from learner.models.mesh import Mesh
+from learner.models.mesh import ContextGroup, Mesh
 from learner.models.sharding import decoder_layers, free_gathered, shard_layers
 
 _REWARD_MODEL = "ForSequenceClassification"
@@ -31,10 +32,13 @@ _REWARD_MODEL = "ForSequenceClassification"
 class ValueModel(nn.Module):
     """A backbone whose forward returns the value of the completion tokens."""
 
-    def __init__(self, backbone: PreTrainedModel, score: nn.Linear) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, score: nn.Linear, context: ContextGroup | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.score = score
+        self._context = context
 
     def forward(
         self,
@@ -45,16 +49,20 @@ class ValueModel(nn.Module):
     ) -> Tensor:
         """Value before each token, float32 [T], in units of reward; see ``Microbatch``."""
         attention = str(self.backbone.config._attn_implementation)
+        places = own_places(self._context, input_ids, position_ids, borders, positions)
         hidden = self.backbone(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=packed_mask(attention, borders, *input_ids.shape),
+            input_ids=places.input_ids,
+            position_ids=places.position_ids,
+            attention_mask=packed_mask(
+                attention, places.borders, len(input_ids), places.row_length
+            ),
             use_cache=False,
         ).last_hidden_state
-        chosen = hidden.flatten(0, 1).index_select(0, positions)
+        chosen = hidden.flatten(0, 1).index_select(0, places.positions)
         # float32: bfloat16 would round a value of 1 to steps of 1/128
         values = nn.functional.linear(chosen.float(), self.score.weight.float())
-        return values.squeeze(-1)
+        (whole,) = places.whole(values.squeeze(-1))
+        return whole
 
     def trained_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What its optimizer changes and a checkpoint holds, in model order."""
@@ -75,6 +83,7 @@ def load_critic(
     )
     config = read_model_config(directory, key=key)
     refuse_long_windows(config, directory, max_length, key="model.max_length")
+    refuse_other_layers(config, directory, mesh.context)
     is_reward_model = any(name.endswith(_REWARD_MODEL) for name in config.architectures or ())
     model = load_pretrained(
         AutoModelForSequenceClassification if is_reward_model else AutoModelForCausalLM,
@@ -82,10 +91,12 @@ def load_critic(
         config,
         key=key,
         kind="reward model" if is_reward_model else "causal language model",
-        attn_implementation=choose_attention(settings.attention, mesh.device),
+        attn_implementation=attention_over_ranks(
+            choose_attention(settings.attention, mesh.device), mesh.context
+        ),
     )
     score = _reward_head(model, directory) if is_reward_model else _zero_head(model)
-    critic = ValueModel(model.base_model, score).eval().to(mesh.device)
+    critic = ValueModel(model.base_model, score, mesh.context).eval().to(mesh.device)
     layers = decoder_layers(critic.backbone)
     prepare_layers(layers, settings)
     shard_layers(critic, layers, mesh, offload=settings.offload_optimizer)

@@ -7,6 +7,7 @@ the logits of a batch never exist.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -21,22 +22,34 @@ from common.errors import ModelDirectoryError
 from common.torch.logprob_head import token_logprobs
 from common.torch.pretrained import load_pretrained, read_model_config, refuse_long_windows
 from learner.batches.batch import Microbatch
-from learner.models.attention import choose_attention, packed_mask
+from learner.batches.layout import RoutingShape
+from learner.models.attention import FLEX, choose_attention, packed_mask, plain_name
+from learner.models.context_parallel import attention_over_ranks, own_places, refuse_other_layers
 from learner.models.layer_execution import prepare_layers
 from learner.models.lora import adapted_layers, adapters_off, add_adapters, is_adapter
-from learner.models.mesh import Mesh
+from learner.models.mesh import ContextGroup, Mesh
+from learner.models.router_replay import record_arguments, replay_routing
 from learner.models.sharding import decoder_layers, free_gathered, shard_layers
 
 
 class PolicyModel(nn.Module):
     """A causal language model whose forward returns log-probabilities of the completion tokens."""
 
-    def __init__(self, causal_lm: PreTrainedModel, *, float32_head: bool = False) -> None:
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        *,
+        float32_head: bool = False,
+        context: ContextGroup | None = None,
+    ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
         self.has_adapters = bool(adapted_layers(causal_lm))
         self._float32_head = float32_head
+        self._context = context
         self._fused = _fused_names(causal_lm)
+        self.routing: RoutingShape | None = None
+        """Of a mixture whose routers follow records; None where they choose by themselves."""
 
     def forward(
         self,
@@ -46,26 +59,33 @@ class PolicyModel(nn.Module):
         positions: Tensor,
         target_ids: Tensor,
         temperature: float,
+        experts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each target and entropy, float32 [T] nats; see ``Microbatch``."""
         backbone = self.causal_lm.base_model
         attention = str(self.causal_lm.config._attn_implementation)
+        places = own_places(self._context, input_ids, position_ids, borders, positions)
         hidden = backbone(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=packed_mask(attention, borders, *input_ids.shape),
+            input_ids=places.input_ids,
+            position_ids=places.position_ids,
+            attention_mask=packed_mask(
+                attention, places.borders, len(input_ids), places.row_length
+            ),
             use_cache=False,
+            **record_arguments(places.own_experts(experts)),
         ).last_hidden_state
-        chosen = hidden.flatten(0, 1).index_select(0, positions)
+        chosen = hidden.flatten(0, 1).index_select(0, places.positions)
         head = cast("nn.Linear", self.causal_lm.get_output_embeddings())
-        return token_logprobs(
+        logprobs, entropy = token_logprobs(
             chosen,
             head.weight,
-            target_ids,
+            places.own(target_ids),
             temperature=temperature,
             head_bias=head.bias,
             float32=self._float32_head,
         )
+        logprobs, entropy = places.whole(logprobs, entropy)
+        return logprobs, entropy
 
     @property
     def vocab_size(self) -> int:
@@ -87,7 +107,7 @@ class PolicyModel(nn.Module):
 
         Flex attention skips those places, others do not: see ``common.packing.pack_rows``.
         """
-        skips = self.causal_lm.config._attn_implementation == "flex_attention"
+        skips = plain_name(str(self.causal_lm.config._attn_implementation)) == FLEX
         return 0.0 if skips else 2 * self.attention_ratio
 
     def trained_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -155,6 +175,7 @@ def load_policy(
     config = read_model_config(directory, key="model.path")
     _refuse_other_logits(config, directory)
     refuse_long_windows(config, directory, max_length, key="model.max_length")
+    refuse_other_layers(config, directory, mesh.context)
     settings = settings or LearnerConfig()
     causal_lm = load_pretrained(
         AutoModelForCausalLM,
@@ -162,14 +183,20 @@ def load_policy(
         config,
         key="model.path",
         kind="causal language model",
-        attn_implementation=choose_attention(settings.attention, mesh.device),
+        attn_implementation=attention_over_ranks(
+            choose_attention(settings.attention, mesh.device), mesh.context
+        ),
     )
     if settings.lora.rank:
         add_adapters(causal_lm, settings.lora, seed=seed)
     # eval: dropout would make policy and behavior log-probabilities differ at lag 0
-    policy = PolicyModel(causal_lm, float32_head=settings.head_dtype == "float32")
+    policy = PolicyModel(
+        causal_lm, float32_head=settings.head_dtype == "float32", context=mesh.context
+    )
     policy = policy.eval().to(mesh.device)
     layers = decoder_layers(causal_lm)
+    if settings.router_replay:
+        policy.routing = replay_routing(layers, directory)
     prepare_layers(layers, settings)
     shard_layers(policy, layers, mesh, offload=settings.offload_optimizer)
     return policy
@@ -186,6 +213,7 @@ def run_policy(
         microbatch.positions,
         microbatch.target_ids,
         temperature,
+        microbatch.experts if policy.routing else None,
     )
     return logprobs, entropy
 
@@ -197,7 +225,9 @@ def evaluate_policy(
     """Log-probabilities [T] without a gradient; a collective over all ranks."""
     if isinstance(policy, AdaptersOff):
         with adapters_off(policy.policy):
-            return evaluate_policy(policy.policy, microbatch, temperature)
+            # like a reference with a model of its own, it routes as it would itself
+            free = replace(microbatch, experts=None)
+            return evaluate_policy(policy.policy, free, temperature)
     logprobs, _ = run_policy(policy, microbatch, temperature)
     free_gathered(policy)
     return logprobs

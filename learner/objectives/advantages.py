@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from common.arrays import Float64Array
 from common.config import LossConfig
 
 StdKind = Literal["population", "sample", "none"]
-Float64Array = npt.NDArray[np.float64]
 
 
 def normalized_advantages(

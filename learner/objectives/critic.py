@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.arrays import Float64Array
 from common.config import CriticConfig
-
-Float64Array = npt.NDArray[np.float64]
 
 
 def token_rewards(outcome: float, kl: Float64Array, *, beta: float) -> Float64Array:

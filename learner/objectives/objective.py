@@ -90,30 +90,14 @@ def policy_objective(settings: LossConfig, tokens: TokenInputs) -> ObjectiveTerm
     """J_t and what is worth knowing about it; the module docstring has the formula."""
     policy, behavior = tokens.policy_logprobs, tokens.behavior_logprobs
     proximal = proximal_logprobs(settings, tokens)
-    weight, capped = off_policy_weight(
-        proximal,
-        behavior,
-        tokens.lengths,
-        correction=settings.correction,
-        importance_floor=settings.importance_floor,
-        importance_cap=settings.importance_cap,
-    )
+    weight, capped = _weight(settings, tokens, proximal)
     kl = _reference_kl(settings, tokens)
-    advantages = tokens.advantages
-    if kl is not None and settings.kl_in == "reward" and settings.baseline != "critic":
-        penalty = kl_return_to_go(_rewarded_kl(settings, tokens, kl), tokens.lengths)
-        advantages = advantages - settings.kl_coefficient * penalty
     ratio = policy_ratio(policy, proximal, tokens.lengths, level=settings.ratio_level)
+    advantages = _penalized_advantages(settings, tokens, kl)
     surrogate, clipped = _surrogate(settings, ratio, policy, advantages)
     objective = weight * surrogate
     if settings.max_divergence > 0:
-        diverged = divergent_sequences(
-            policy,
-            behavior,
-            tokens.advantages,
-            tokens.lengths,
-            max_divergence=settings.max_divergence,
-        )
+        diverged = _diverged(settings, tokens)
         objective, capped = objective.masked_fill(diverged, 0.0), capped | diverged
     if kl is not None and settings.kl_in == "loss":
         objective = objective - settings.kl_coefficient * kl
@@ -127,6 +111,37 @@ def policy_objective(settings: LossConfig, tokens: TokenInputs) -> ObjectiveTerm
         reference_kl=None if kl is None else kl.detach(),
         ratio=ratio.detach(),
         weight=weight.detach(),
+    )
+
+
+def _weight(settings: LossConfig, tokens: TokenInputs, proximal: Tensor) -> tuple[Tensor, Tensor]:
+    """w, and where it is not simply pi_prox / mu."""
+    return off_policy_weight(
+        proximal,
+        tokens.behavior_logprobs,
+        tokens.lengths,
+        correction=settings.correction,
+        importance_floor=settings.importance_floor,
+        importance_cap=settings.importance_cap,
+    )
+
+
+def _penalized_advantages(settings: LossConfig, tokens: TokenInputs, kl: Tensor | None) -> Tensor:
+    """A, less the KL to come where that is a part of the reward."""
+    if kl is None or settings.kl_in != "reward" or settings.baseline == "critic":
+        return tokens.advantages
+    penalty = kl_return_to_go(_rewarded_kl(settings, tokens, kl), tokens.lengths)
+    return tokens.advantages - settings.kl_coefficient * penalty
+
+
+def _diverged(settings: LossConfig, tokens: TokenInputs) -> Tensor:
+    """Boolean [T]: where m is 0."""
+    return divergent_sequences(
+        tokens.policy_logprobs,
+        tokens.behavior_logprobs,
+        tokens.advantages,
+        tokens.lengths,
+        max_divergence=settings.max_divergence,
     )
 
 

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learner.objectives.advantages import Float64Array, StdKind, normalized_advantages
+from common.arrays import Float64Array
+from learner.objectives.advantages import StdKind, normalized_advantages
 
 
 def normalized_steps(

@@ -130,14 +130,11 @@ def take_snapshot(
         policy.reshard()  # what a forward left gathered is not what the optimizer updated
     layout, shards = [], []
     for position, (name, weight) in enumerate(policy.published_weights()):
-        item = _sharded(name, weight, dtype, num_ranks)
-        shard = buffer.shard(position, item.parts[rank].num_elements, getattr(torch, dtype))
-        if shard.numel():
-            shard.copy_(_local(weight.detach()).view(-1), non_blocking=True)
-        layout.append(item)
-        shards.append(shard)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        layout.append(_sharded(name, weight, dtype, num_ranks))
+        num_elements = layout[-1].parts[rank].num_elements
+        shards.append(buffer.shard(position, num_elements, getattr(torch, dtype)))
+        _copy(weight, shards[-1])
+    _finish_copies()
     return Snapshot(
         version=version,
         canary=canary,
@@ -217,6 +214,17 @@ def _sharded(name: str, tensor: torch.Tensor, dtype: str, num_ranks: int) -> Sha
             f"{name} has placements {tensor.placements} (shard the model with learner.model)"
         )
     return ShardedTensor(spec, row_parts(spec.shape, num_ranks))
+
+
+def _copy(weight: torch.Tensor, shard: torch.Tensor) -> None:
+    """Begin the copy of what this rank holds of ``weight``, if that is anything."""
+    if shard.numel():
+        shard.copy_(_local(weight.detach()).view(-1), non_blocking=True)
+
+
+def _finish_copies() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

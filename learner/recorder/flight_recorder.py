@@ -34,7 +34,7 @@ class _RecordedDocument(msgspec.Struct, frozen=True):
     """Everything of a :class:`Document` but its arrays, which are tensors of the file."""
 
     rollout_id: RolloutId
-    scalars: dict[str, float]
+    scalars: dict[str, int | float]
 
 
 class _RecordedChunk(msgspec.Struct, frozen=True):
@@ -92,7 +92,7 @@ def _taken_apart(chunk: Chunk, tensors: dict[str, Array]) -> _RecordedChunk:
     for rollout_id, document in chunk.documents.items():
         if rollout_id.group_id not in kept:
             continue
-        scalars: dict[str, float] = {}
+        scalars: dict[str, int | float] = {}
         for field in dataclasses.fields(document):
             value = getattr(document, field.name)
             if isinstance(value, np.ndarray):

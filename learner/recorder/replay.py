@@ -42,7 +42,8 @@ from learner.step.preparation import has_several_updates
 
 def run_replay(config: Config, policy_step: int, out: Path) -> int:
     """Replay ``policy_step`` on this rank and write what it found under ``out``; the exit code."""
-    with exit_code_for_errors() as outcome, learner_mesh() as mesh:
+    context_parallel = config.learner.context_parallel
+    with exit_code_for_errors() as outcome, learner_mesh(context_parallel) as mesh:
         replayed = replay(config, mesh, policy_step)
         if mesh.is_main:
             write_replay(config, replayed, out)
@@ -170,6 +171,11 @@ def _recorded(run: TrainingRun, paths: RunPaths, step: int) -> tuple[StepRecord,
             f"many, got {run.mesh.world_size} (torchrun --nproc-per-node {record.world_size} "
             "--no-python headrace learner CONFIG --replay STEP)"
         )
+    if (found := record.context_parallel) != run.mesh.context_size:
+        raise FatalError(
+            f"step {step} was computed with learner.context_parallel = {found} and must be so "
+            f"again, got {run.mesh.context_size} (set learner.context_parallel = {found})"
+        )
     if record.reference_version not in (None, run.reference_version):
         raise FatalError(
             f"step {step} was computed with the reference {record.reference_version}, got "
@@ -238,7 +244,7 @@ def _all_groups(chunks: Sequence[Chunk]) -> tuple[VerifiedGroup, ...]:
 
 
 def _gathered(mesh: Mesh, rows: list[TokenRow]) -> list[TokenRow]:
-    shares = mesh.gather(msgspec.msgpack.encode(rows))
+    shares = mesh.gather_over_data(msgspec.msgpack.encode(rows))
     if not mesh.is_main:
         return []
     found = [row for share in shares for row in msgspec.msgpack.decode(share, type=list[TokenRow])]

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.arrays import Float64Array
 from common.config import Config, CriticConfig, LearnerConfig, LossConfig
-from learner.batches.batch import Document, Float64Array, Microbatch
+from learner.batches.batch import Document, Microbatch
 from learner.batches.chunk import Chunk
 from learner.models.critic import ValueModel, load_critic, run_critic
 from learner.models.mesh import Mesh
@@ -201,8 +202,8 @@ def _scaled(document: Document, mean: float, divisor: float) -> Document:
 
 
 def _summed(mesh: Mesh, *numbers: float) -> list[float]:
-    """Each number, added up over all ranks."""
-    found: list[float] = mesh.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+    """Each number, added up over all shares of a batch."""
+    found: list[float] = mesh.sum_over_data(torch.tensor(numbers, dtype=torch.float64)).tolist()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +31,12 @@ def build_adamw(
     moments exist from the start, so that a checkpoint of step 0 is like any other.
     """
     weights = list(parameters)
-    exempt = [item for item in weights if item.ndim < 2 and decay_on == "matrices"]
-    exempt_ids = {id(item) for item in exempt}
-    decayed = [item for item in weights if id(item) not in exempt_ids]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
-    used = [group for group in groups if group["params"]]
+    groups = _decay_groups(weights, weight_decay, decay_on)
     optimizer: torch.optim.Optimizer
     if moments == "bfloat16":
-        optimizer = NarrowAdamW(used, betas=betas)
+        optimizer = NarrowAdamW(groups, betas=betas)
     else:
-        optimizer = torch.optim.AdamW(used, lr=0.0, betas=betas, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     for weight in weights:
         optimizer.state[weight] = {
             "step": torch.zeros((), dtype=torch.float32, device=weight.device),
@@ -50,6 +44,20 @@ def build_adamw(
             "exp_avg_sq": torch.zeros_like(weight, dtype=_DTYPES[moments]),
         }
     return optimizer
+
+
+def _decay_groups(
+    weights: Sequence[nn.Parameter], weight_decay: float, decay_on: str
+) -> list[dict[str, Any]]:
+    """Parameter groups with and without weight decay; none is empty."""
+    exempt = [item for item in weights if item.ndim < 2 and decay_on == "matrices"]
+    exempt_ids = {id(item) for item in exempt}
+    decayed = [item for item in weights if id(item) not in exempt_ids]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def configured_adamw(model: TrainedModel, settings: LearnerConfig) -> torch.optim.Optimizer:

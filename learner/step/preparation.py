@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from common.arrays import Float64Array
 from common.config import Config, LearnerConfig
 from common.types import RolloutId
-from learner.batches.batch import Document, Float64Array, Microbatch
+from learner.batches.batch import Document, Microbatch
 from learner.batches.chunk import Chunk, microbatches_of
 from learner.models.critic import ValueModel, evaluate_critic
 from learner.models.mesh import Mesh

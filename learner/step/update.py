@@ -58,19 +58,13 @@ class Updater:
         self._config = config
         self._mesh = mesh
         self._parameters: list[nn.Parameter] = [weight for _, weight in policy.trained_weights()]
+        values = None if critic is None else critic.model
         self._preparation = Preparation(
-            config=config,
-            mesh=mesh,
-            policy=policy,
-            reference=reference,
-            critic=None if critic is None else critic.model,
+            config=config, mesh=mesh, policy=policy, reference=reference, critic=values
         )
+        live = None if self._preparation.evaluates_reference else reference
         self._gradients = GradientSums(
-            config=config,
-            mesh=mesh,
-            policy=policy,
-            reference=None if self._preparation.evaluates_reference else reference,
-            critic=critic,
+            config=config, mesh=mesh, policy=policy, reference=live, critic=critic
         )
 
     def start_batch(self, policy_step: int) -> TrainingBatch:
@@ -191,7 +185,7 @@ class Updater:
         That is because norms and sums are the same numbers on every rank.
         """
         norm, critic_norm = self._clipped_norms(batch)
-        sums = self._mesh.sum(batch.sums.clone())
+        sums = self._mesh.sum_over_data(batch.sums.clone())
         gap = float(self._mesh.max(torch.tensor(batch.on_policy_gap, dtype=torch.float64)))
         named = dict(zip(SUMS, sums.tolist(), strict=True))
         loss = named["loss"] / batch.denominator

@@ -1,1 +1,1 @@
-"""Measurements behind ``headrace bench``: one step, the head, packing, and TRL side by side."""
+"""Measurements behind ``headrace bench``: steps, head, attention, packing, checkpoints, and TRL."""

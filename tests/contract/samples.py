@@ -149,6 +149,7 @@ SAMPLES: tuple[AnyMessage, ...] = (
         policy_step=5,
         stepped=(SteppedBatch(policy_step=5, group_ids=(4,)),),
         forked=True,
+        num_journal_events=70_000,
     ),
     EvictGroups(group_ids=(4,), reason=EvictReason.NONFINITE),
     EndRun(),
@@ -185,7 +186,7 @@ SAMPLES: tuple[AnyMessage, ...] = (
     ListEnded(group_ids=(4, 5), stepped=True),
     Ended(group_ids=(4,)),
     ReportLost(rollout_ids=(_ROLLOUT.rollout_id,)),
-    Ack(outcome="duplicate", promise="relaxed"),
+    Ack(outcome="duplicate", promise="relaxed", credit_bytes=4096, num_journal_events=70_000),
     Acks(acks=((7, Ack(outcome="late")), (8, Ack(promise="relaxed")))),
     Refused(code="sealed", reason="the run is over"),
     Batch(

@@ -1,6 +1,6 @@
 """The bytes of every message are fixed by a golden file.
 
-To change the wire on purpose: raise ``common.messages.SCHEMA`` (or add a last field with a default)
+To change the wire on purpose: raise ``common.messages.SCHEMA`` (a new field last, with a default)
 and write the file anew with ``python -m tests.contract.test_wire_bytes``.
 """
 

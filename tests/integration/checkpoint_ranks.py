@@ -1,16 +1,7 @@
-"""A run that goes on with another number of ranks again and again, under test.
-
-Started as ``python -m tests.integration.checkpoint_ranks ROOT``: for each number of ranks in
-``CHAIN`` the ranks restore the newest checkpoint, write what they hold to ``restored-N``,
-take a step, checkpoint, and write what they then hold to ``saved-N``.
-"""
+"""A run that goes on with another number of ranks again and again, under test."""
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-import traceback
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -24,6 +15,7 @@ from learner.models.mesh import Mesh
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
 from learner.train import take_step
+from tests.ranks import run_ranks
 from tests.unit.learner.small_run import RecordingPublisher, small_broker, small_config
 
 CHAIN = (1, 2, 4, 1)
@@ -36,24 +28,14 @@ class SilentPublisher(RecordingPublisher):
         """Nobody asks for the weights."""
 
 
-def main(root: Path) -> None:
-    """Go through the chain; every rank is a process forked from this one."""
+def run_chain(root: Path) -> None:
+    """For each number of ranks restore the newest checkpoint, take a step and checkpoint."""
     for place, world_size in enumerate(CHAIN):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        pids = [_fork(root, place, world_size, rank, port) for rank in range(world_size)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        if any(codes):
-            sys.exit(f"{world_size} ranks ended with {codes}")
+        run_ranks(main, root, place, folder=root, world_size=world_size, timeout_s=100)
 
 
-def _fork(root: Path, place: int, world_size: int, rank: int, port: int) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    ours = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in ours.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+def main(root: Path, place: int) -> None:
+    """Be one rank; it writes what it holds to ``restored-PLACE``, then to ``saved-PLACE``."""
 
     def work(process: Process, mesh: Mesh) -> None:
         broker = small_broker()
@@ -68,13 +50,7 @@ def _fork(root: Path, place: int, world_size: int, rank: int, port: int) -> int:
         run.checkpoint()
         _write(run, root / f"saved-{place}.safetensors")
 
-    code = 1
-    try:
-        code = run_learner(small_config(root, checkpoint_every=100), "learner", work)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+    raise SystemExit(run_learner(small_config(root, checkpoint_every=100), "learner", work))
 
 
 def _write(run: TrainingRun, file: Path) -> None:
@@ -85,7 +61,3 @@ def _write(run: TrainingRun, file: Path) -> None:
     }
     if run.mesh.is_main:
         save_file(whole, file)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,16 +1,12 @@
-"""One rank of a learner with a bad batch, started as ``python -m tests.integration.guard_ranks``.
+"""Ranks of a learner with a bad batch.
 
-Arguments: ROOT MODE. ``poison`` trains three steps, with a group that is not finite in the first;
-``replay`` computes the second of them again; ``corrupt`` has rank 1 hold another buffer.
+``poison`` trains three steps, with a group that is not finite in the first; ``replay`` computes the
+second of them again; ``corrupt`` has rank 1 hold another buffer.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +19,7 @@ from learner.models.mesh import Mesh, learner_mesh
 from learner.recorder.replay import replay
 from learner.run_setup import build_run
 from learner.train import take_step
+from tests import ranks
 from tests.unit.learner.fake_broker import FakeBroker, random_rollout, reward_of
 from tests.unit.learner.small_run import (
     GROUP_SIZE,
@@ -40,24 +37,7 @@ REPLAYED = 2
 
 def run_ranks(root: Path, mode: str, world_size: int = 2) -> list[dict[str, object]]:
     """What each rank reports; raises when one fails."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.guard_ranks", str(root), mode],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        for process in ranks:
-            _, errors = process.communicate(timeout=110)
-            assert process.returncode == 0, errors.decode()[-3000:]
-    finally:
-        for process in ranks:
-            process.kill()
+    ranks.run_ranks(main, root, mode, folder=root, world_size=world_size, timeout_s=110)
     return [json.loads((root / f"{mode}-{rank}.json").read_text()) for rank in range(world_size)]
 
 
@@ -117,7 +97,3 @@ def main(root: Path, mode: str) -> None:
         work = {"poison": _poison, "replay": _replay, "corrupt": _corrupt}[mode]
         report = work(_config(root), mesh)
         (root / f"{mode}-{mesh.rank}.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

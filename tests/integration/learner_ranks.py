@@ -1,16 +1,8 @@
-"""One rank of a learner under test: a step on a fake broker, its results written by rank 0.
-
-Started as ``python -m tests.integration.learner_ranks ROOT LOSS`` with the environment of torchrun;
-LOSS are keys of ``[learner.loss]`` as JSON.
-"""
+"""One rank of a learner under test: a step on a fake broker, its results written by rank 0."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +20,7 @@ from learner.publication.export import gather_weights
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
 from learner.step.training_batch import TrainingBatch
+from tests import ranks
 from tests.builders import version
 from tests.unit.learner.small_run import (
     RecordingPublisher,
@@ -44,24 +37,7 @@ CHUNK_SIZES = (1, 2)
 
 def run_ranks(root: Path, world_size: int, **loss: object) -> None:
     """Take one step on ``world_size`` ranks with that objective; raises when a rank fails."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.learner_ranks", str(root), json.dumps(loss)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=100)
-            assert rank.returncode == 0, errors.decode()[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    ranks.run_ranks(main, root, loss, folder=root, world_size=world_size, timeout_s=100)
 
 
 def gather(run: TrainingRun) -> TrainingBatch:
@@ -118,7 +94,3 @@ def main(root: Path, loss: dict[str, Any]) -> None:
                 "denominator": batch.denominator,
             }
             (root / "report.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,19 +1,11 @@
-"""One rank of a PPO run under test: two batches of several updates, results written by rank 0.
-
-Started as ``python -m tests.integration.ppo_ranks ROOT`` with the environment of torchrun.
-"""
+"""One rank of a PPO run under test: two batches of several updates, results written by rank 0."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -23,6 +15,7 @@ from learner.batches.chunk import Chunk
 from learner.models.mesh import learner_mesh
 from learner.run_setup import build_run
 from learner.run_state import TrainingRun
+from tests import ranks
 from tests.unit.learner.small_run import (
     RecordingPublisher,
     small_broker,
@@ -38,24 +31,7 @@ NUM_STEPS = 2
 
 def run_ranks(root: Path, world_size: int) -> None:
     """Train on ``world_size`` ranks; raises when a rank fails."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.ppo_ranks", str(root)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=200)
-            assert rank.returncode == 0, errors.decode()[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    ranks.run_ranks(main, root, folder=root, world_size=world_size, timeout_s=200)
 
 
 def ppo_config(root: Path) -> Config:
@@ -86,7 +62,6 @@ def weights(run: TrainingRun) -> dict[str, Tensor]:
 
 def main(root: Path) -> None:
     """Train, checkpoint, and say what was computed."""
-    torch.set_num_threads(1)
     config = ppo_config(root)
     with learner_mesh() as mesh, small_process(config) as process:
         broker = small_broker(chunk_sizes=(1, 2))
@@ -108,7 +83,3 @@ def main(root: Path) -> None:
             save_file(start, root / "start.safetensors")
             save_file(final, root / "final.safetensors")
             (root / "report.json").write_text(json.dumps({"steps": reports, "digest": digest}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

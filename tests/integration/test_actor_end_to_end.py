@@ -211,7 +211,9 @@ def test_every_token_comes_from_the_weights_that_its_rollout_names(run: Run) -> 
 
 
 @pytest.mark.slow
-def test_a_killed_actor_comes_back_pulls_and_joins_the_next_transfer(run: Run) -> None:
+def test_a_killed_actor_comes_back_and_joins_a_transfer_and_a_stopped_one_ends_cleanly(
+    run: Run,
+) -> None:
     run.start("actor", "actor-0")
     with contextlib.closing(Learner(run)) as learner:
         learner.publish(0)
@@ -224,20 +226,12 @@ def test_a_killed_actor_comes_back_pulls_and_joins_the_next_transfer(run: Run) -
         learner.publish(2)
         learner.until_serving("actor-0", 2)
         assert learner.status().weight_proofs_failed == 0
+        run.processes["actor-0"].send_signal(signal.SIGTERM)
+        assert run.processes["actor-0"].wait(_WAIT_S) == 0
+        generating = {item.name: item.count for item in learner.status().waiting}
+        assert generating.get("groups_generating", 0) == 0, "its leases wait again"
+    assert not (run.root / "run" / "processes" / "actor-0.json").exists()
     log = (run.root / "actor-0.log").read_text()
     proofs = [line for line in log.splitlines() if "weights proven" in line]
     sources = ["pull" if '"source": "pull"' in line else "group" for line in proofs]
     assert sources == ["pull", "pull", "group"]
-
-
-@pytest.mark.slow
-def test_a_stopped_actor_ends_cleanly_and_its_leases_wait_again(run: Run) -> None:
-    run.start("actor", "actor-0")
-    with contextlib.closing(Learner(run)) as learner:
-        learner.publish(0)
-        learner.until_serving("actor-0", 0)
-        run.processes["actor-0"].send_signal(signal.SIGTERM)
-        assert run.processes["actor-0"].wait(_WAIT_S) == 0
-        generating = {item.name: item.count for item in learner.status().waiting}
-        assert generating.get("groups_generating", 0) == 0
-    assert not (run.root / "run" / "processes" / "actor-0.json").exists()

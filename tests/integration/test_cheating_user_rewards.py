@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from tests.integration.user_reward_runs import verdicts_on
 
 # One reward that answers with the number that it is given, and what answers make it do besides.
 _REWARD = """
-import os, threading, time
+import os, subprocess, threading, time
 
 KEPT = []
 READY = threading.Event()
@@ -25,6 +27,10 @@ def spin():
 
 class Unspeakable(Exception):
     def __str__(self):
+        raise SystemExit(3)
+
+class Number:
+    def __float__(self):
         raise SystemExit(3)
 
 def score(completion, *, prompt, reference):
@@ -45,6 +51,10 @@ def score(completion, *, prompt, reference):
             KEPT.append(os.open("/dev/null", os.O_RDONLY))
     if trick == "needs-a-file":
         open("/dev/null").close()
+    if trick == "program":
+        return subprocess.Popen(["/bin/sleep", "1000"]).pid
+    if trick == "exits-as-a-number":
+        return Number()
     if trick == "process":
         return os.getpid()
     if trick == "unspeakable":
@@ -85,6 +95,35 @@ def test_a_thread_that_an_answer_leaves_behind_ends_with_its_process(tmp_path: P
     assert first == again
     assert spinning == 0.9
     assert after not in (None, first)
+
+
+def _ends(pid: int) -> bool:
+    """Whether the process ends within ten seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    ended = select.poll()
+    ended.register(descriptor, select.POLLIN)
+    try:
+        return bool(ended.poll(10_000))
+    finally:
+        os.close(descriptor)
+
+
+def test_a_program_that_an_answer_leaves_running_ends_with_its_process(tmp_path: Path) -> None:
+    (started,) = _verdicts(tmp_path, ["program"])
+    assert started.reward is not None
+    assert _ends(int(started.reward))
+    first, _, second = _verdicts(tmp_path, ["process", "program", "process"])
+    assert first.reward != second.reward
+
+
+def test_a_number_that_exits_when_it_is_read_is_told(tmp_path: Path) -> None:
+    first, second = _verdicts(tmp_path, ["exits-as-a-number", "plain 0.5"])
+    assert first.status is VerdictStatus.INFRA_ERROR
+    assert "returned no number: SystemExit: 3 (mine.py, line" in first.reason
+    assert second.reward == 0.5
 
 
 def test_a_reward_that_used_up_its_files_costs_the_next_answer_nothing(tmp_path: Path) -> None:

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.integration import execution_ranks
+from tests.ranks import run_ranks
 from tests.unit.learner.small_run import small_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_every_way_to_compute_a_model_changes_nothing_on_two_ranks(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [
-        sys.executable,
-        "-m",
-        "tests.integration.execution_ranks",
-        str(small_model(tmp_path / "model")),
-    ]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=os.environ | job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=280)
-            assert rank.returncode == 0, errors.decode()[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    model = small_model(tmp_path / "model")
+    run_ranks(execution_ranks.main, model, folder=tmp_path, world_size=2, timeout_s=280)
+
+
+def test_a_difference_on_one_rank_is_told_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="1: [^$]*AssertionError: a gradient"):
+        run_ranks(execution_ranks.differ, "a gradient", folder=tmp_path, world_size=2, timeout_s=60)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from learner.checkpoints.digests import policy_digest
 from learner.models.model import load_policy
 from learner.models.reference import load_weights
 from tests.builders import version
-from tests.integration.checkpoint_ranks import CHAIN
+from tests.integration.checkpoint_ranks import CHAIN, run_chain
 from tests.integration.learner_ranks import CHUNK_SIZES, NUM_GROUPS, gather, run_ranks
 from tests.unit.learner.small_run import (
     ALONE,
@@ -122,15 +119,7 @@ def test_a_reference_that_two_ranks_wrote_is_read_by_two_and_by_one(roots: dict[
 
 def test_a_run_goes_on_with_two_four_and_again_one_rank_to_the_last_bit(tmp_path: Path) -> None:
     small_model(tmp_path / "model")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.checkpoint_ranks", str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_chain(tmp_path)
     for place in range(1, len(CHAIN)):
         saved = load_file(tmp_path / f"saved-{place - 1}.safetensors")
         restored = load_file(tmp_path / f"restored-{place}.safetensors")

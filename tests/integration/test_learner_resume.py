@@ -17,6 +17,7 @@ from common.config import Config
 from common.errors import CheckpointError
 from common.types import WeightVersion
 from learner.batches.group_source import Ending
+from learner.checkpoints.checkpoint import read_state
 from learner.checkpoints.lineage import read_lineage
 from learner.checkpoints.step_record import StepRecord, read_step_record, record_path
 from learner.models.reference import Reference
@@ -266,6 +267,32 @@ def test_a_broker_that_is_behind_the_checkpoint_is_refused(tmp_path: Path, model
         CheckpointError,
         match=r"00000004: it holds 4 steps, but the broker's journal only 3.*restore",
     ):
+        _run_once(_config(tmp_path), broker, RecordingPublisher())
+
+
+def test_an_older_copy_of_the_journal_is_refused_though_it_has_the_steps(
+    tmp_path: Path, model: Path
+) -> None:
+    broker = _kill_at_version(tmp_path, model, 5)
+    checkpoint = tmp_path / "run/learner/checkpoints/00000004"
+    known = read_state(checkpoint).num_journal_events
+    assert known == broker.num_events - 2, "checkpoint 4 was committed and one step taken since"
+    broker.num_events = known - 1
+    with pytest.raises(CheckpointError, match="00000004: the journal is an older copy"):
+        _run_once(_config(tmp_path), broker, RecordingPublisher())
+    broker.num_events = known
+    assert _run_once(_config(tmp_path), broker, RecordingPublisher()) is Ending.COMPLETED
+    newest = read_state(tmp_path / "run/learner/checkpoints/00000005")
+    assert newest.num_journal_events > known
+
+
+def test_a_fork_is_refused_too_where_the_journal_is_an_older_copy(
+    tmp_path: Path, model: Path
+) -> None:
+    broker = _kill_at_version(tmp_path, model, 4)
+    record_path(tmp_path / "run/learner/steps", 2, 0).unlink()  # step 3 cannot be reached
+    broker.num_events = 0
+    with pytest.raises(CheckpointError, match="00000002: the journal is an older copy"):
         _run_once(_config(tmp_path), broker, RecordingPublisher())
 
 

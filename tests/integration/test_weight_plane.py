@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
 import signal
 import time
@@ -32,6 +31,7 @@ from tests.integration.weight_plane import (
     same_tensors,
     send,
 )
+from tests.ranks import warm_processes
 
 
 @pytest.fixture
@@ -260,12 +260,12 @@ def test_a_member_killed_between_buckets_costs_the_others_a_deadline_at_most(
     transfer = announce(host, "survivor", "victim")
     sent = published(tmp_path, 1, transfer, large=True)
     wire = (pack(sent.announcement), pack_manifest(sent.manifest))
-    spawn = multiprocessing.get_context("spawn")
-    begin = spawn.Barrier(3)
-    survivor = spawn.Process(
+    processes = warm_processes()
+    begin = processes.Barrier(3)
+    survivor = processes.Process(
         target=receive_in_process, args=(begin, str(tmp_path), "survivor", *wire)
     )
-    victim = spawn.Process(target=die_in_process, args=(begin, "victim", *wire, num_buckets))
+    victim = processes.Process(target=die_in_process, args=(begin, "victim", *wire, num_buckets))
     survivor.start()
     victim.start()
     begin.wait(60.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,12 +30,12 @@ from tests.integration.weight_plane import (
     WAIT_S,
     AnnouncementLog,
     fleet,
-    free_port,
     make_agent,
     make_publisher,
-    publish_in_process,
+    publish_as_rank,
     publisher_config,
 )
+from tests.ranks import run_ranks
 from tests.tiny_models import make_tiny_qwen2
 
 _CANARY = Canary(token_ids=((1, 2),), logprobs=((-0.5,),), tolerance=1e-3)
@@ -218,17 +217,7 @@ def test_two_ranks_publish_the_same_whole_tensors_and_drop_the_same_snapshot(
     tmp_path: Path,
 ) -> None:
     model = make_tiny_qwen2(tmp_path / "model", tied=True)
-    port = free_port()
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [
-        spawn.Process(target=publish_in_process, args=(str(tmp_path), rank, 2, port))
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(90.0)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    run_ranks(publish_as_rank, tmp_path, folder=tmp_path, world_size=2, timeout_s=90.0)
     weights = {name: tensor.detach().float() for name, tensor in model.named_parameters()}
     assert published_versions(tmp_path / "weights") == [version(1), version(4)]
     assert _same(_published(tmp_path, version(1)), weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -223,29 +222,15 @@ def publisher_config(root: Path) -> Config:
     )
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def publish_in_process(root: str, rank: int, num_ranks: int, store_port: int) -> None:
+def publish_as_rank(root: Path) -> None:
     """Body of one FSDP rank: publishes version 1, then 2, 3 and 4 while 1 is being announced."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store_port),
-    }
     from learner.models.model import load_policy
 
     log = AnnouncementLog()
     log.may_announce.clear()
     with learner_mesh() as mesh:
-        policy = load_policy(Path(root) / "model", mesh, max_length=64)
-        publisher = make_publisher(publisher_config(Path(root)), mesh, log)
+        policy = load_policy(root / "model", mesh, max_length=64)
+        publisher = make_publisher(publisher_config(root), mesh, log)
         publisher.publish(version(1), policy, NO_CANARY)
         if mesh.is_main and not log.is_announcing.acquire(timeout=WAIT_S):
             sys.exit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from common.messages import (
     MAX_BATCH_REQUESTS,
     AnyMessage,
     Batch,
+    GetFleet,
     Heartbeat,
     Register,
     Request,
@@ -131,3 +134,19 @@ def test_a_batch_with_frames_or_of_another_schema_is_refused_as_a_whole() -> Non
         ((request_id, error),) = decode_requests(parts)
         assert request_id == 0
         assert isinstance(error, DecodeError)
+
+
+def test_a_refused_message_leaves_no_cycle_behind() -> None:
+    def refusals(parts: list[bytes]) -> list[weakref.ref[DecodeError]]:
+        kept = [decoded for _, decoded in decode_requests(parts)]
+        return [weakref.ref(item) for item in kept if isinstance(item, DecodeError)]
+
+    envelope = [bytes(part) for part in encode_batch([(1, pack(GetFleet())), (2, b"\xc1")])]
+    gc.disable()  # as in a broker, whose collector leaves alone what came under load
+    try:
+        for parts in ([b"junk"], [b"junk", b"junk"], envelope):
+            watched = refusals(parts)
+            assert watched
+            assert [reference() for reference in watched] == [None] * len(watched)
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def _load(folder: Path, *lines: str) -> Config:
         (["lora.rank = -1"], r"learner\.lora\.rank must be >= 0, got -1 \(use 0 to train all"),
         (["lora.alpha = 0.0"], r"learner\.lora\.alpha must be a finite number above 0, got 0"),
         (["lora.dropout = 0.1"], r"unknown key learner\.lora\.dropout"),
+        (
+            ["num_ranks = 6", "context_parallel = 4"],
+            r"context_parallel must divide learner\.num_ranks = 6, got 4 \(use 1, or .* = 8\)",
+        ),
+        (
+            ["router_replay = true", "[actor]", 'engine = "transformers"'],
+            r'learner\.router_replay needs actor\.engine = "vllm", .* got "transformers"',
+        ),
+        (
+            ["router_replay = true", "compile = true"],
+            r"learner\.router_replay does not go with learner\.compile = true \(set one",
+        ),
+        (["context_parallel = 0"], r"learner\.context_parallel must be >= 1, got 0 \(use 1 to"),
         (['attention = "eager"'], r"learner\.attention: invalid enum value 'eager'"),
     ],
 )
@@ -46,6 +60,22 @@ def test_what_cannot_be_computed_is_refused_with_a_cure(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _load(tmp_path, *lines)
+
+
+def test_routing_is_replayed_for_mixtures_only_and_counts_in_the_size_of_a_rollout(
+    tmp_path: Path,
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    dense = {"num_hidden_layers": 4}
+    (model / "config.json").write_text(json.dumps(dense))
+    plain = _load(tmp_path).max_rollout_bytes
+    with pytest.raises(ConfigError, match=r"router_replay needs a mixture of experts, and .*model"):
+        _load(tmp_path, "router_replay = true")
+    mixture = dense | {"num_experts": 300, "num_experts_per_tok": 3}
+    (model / "config.json").write_text(json.dumps(mixture))
+    config = _load(tmp_path, "router_replay = true")
+    assert config.max_rollout_bytes == plain + config.model.max_length * 4 * 3 * 2
 
 
 def test_what_goes_together_is_read(tmp_path: Path) -> None:

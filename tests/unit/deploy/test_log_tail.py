@@ -64,6 +64,12 @@ def test_the_exit_code_of_the_first_failed_rank_is_found() -> None:
     assert torchrun_exit_code("Killed\n") is None
 
 
+def test_a_torchrun_that_was_asked_to_stop_may_be_started_again() -> None:
+    ends = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
+    assert torchrun_exit_code(f"Traceback (most recent call last):\n{ends}\n") == 75
+    assert torchrun_exit_code(f"{ends}\n{TORCHRUN_SUMMARY}") == -9, "of an earlier life"
+
+
 def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     log = tmp_path / "actor-0.log"
     log.write_text("x" * 100_000 + "\nlast\n")

@@ -18,14 +18,14 @@ from deploy.child_process import ProcessSpec, child_environment
 from deploy.role_commands import process_specs
 
 
-def config_of(*, kind: str = "train", num_ranks: int = 1) -> Config:
+def config_of(*, kind: str = "train", num_ranks: int = 1, stop_grace_s: float = 25.0) -> Config:
     return Config(
         run=RunConfig(directory="/run", kind="collect" if kind == "collect" else "train"),
         model=ModelConfig(path="/model"),
         prompts=PromptsConfig(generator="chain-addition"),
         actor=ActorConfig(count=2, num_threads=3),
         verifier=VerifierConfig(count=2),
-        learner=LearnerConfig(num_ranks=num_ranks, num_threads=4),
+        learner=LearnerConfig(num_ranks=num_ranks, num_threads=4, stop_grace_s=stop_grace_s),
     )
 
 
@@ -82,6 +82,12 @@ def test_several_ranks_run_under_torchrun_and_die_with_it() -> None:
     assert "--master-addr 127.0.0.1 --master-port 4711" in argv
     assert "exec_with_parent.py 0 " in argv
     assert argv.endswith("-m common.cli learner /a.toml --name learner")
+
+
+def test_torchrun_waits_for_ranks_that_it_asked_to_stop_as_long_as_their_grace() -> None:
+    learner = specs_of(config_of(num_ranks=2, stop_grace_s=89.5))["learner"]
+    assert learner.stop_s == 90.5
+    assert learner.env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "91"
 
 
 def test_children_always_write_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:

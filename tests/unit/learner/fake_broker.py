@@ -124,6 +124,8 @@ class FakeBroker:
     log: list[str] = field(default_factory=list)
     ended: bool = False
     run_id: str = "run"
+    num_events: int = 0
+    """How long its journal is."""
     reference_version: WeightVersion | None = None
     """As the learner said last."""
     references: dict[int, WeightVersion] = field(default_factory=dict)
@@ -202,16 +204,18 @@ class FakeBroker:
             self.handed_over = []
             self.policy_step += 1
         assert self.stepped.get(message.policy_step) == message.group_ids
-        return Ack()
+        return self._noted()
 
     def on_CommitCheckpoint(self, message: CommitCheckpoint) -> AnyMessage:
         """Steps before it are trained and their payloads may go."""
         assert message.policy_step <= self.policy_step
         self._train_before(message.policy_step)
-        return Ack()
+        return self._noted()
 
     def on_ResumeLearner(self, message: ResumeLearner) -> AnyMessage:
         """What no checkpoint covers and no record lists waits again, in the old order."""
+        if self.num_events < message.num_journal_events:
+            raise RefusedError("older_journal", "the journal is an older copy")
         if message.policy_step < self.checkpoint_step and not message.forked:
             raise RefusedError("trained", "an older checkpoint")
         if not message.forked:
@@ -223,7 +227,7 @@ class FakeBroker:
         self.handed_over = []
         self.incarnation = message.incarnation
         self.policy_step = message.policy_step + len(message.stepped)
-        return Ack()
+        return self._noted()
 
     def on_EvictGroups(self, message: EvictGroups) -> AnyMessage:
         """Gone for a reason."""
@@ -270,6 +274,10 @@ class FakeBroker:
         return VerifiedGroup(
             group_id=group_id, prompt=prompt, deadline_step=sampled_at, rollouts=tuple(rollouts)
         )
+
+    def _noted(self) -> Ack:
+        self.num_events += 1
+        return Ack(num_journal_events=self.num_events)
 
     def _header(self, rollout_id: RolloutId, arrays: RolloutArrays) -> RolloutHeader:
         return RolloutHeader(

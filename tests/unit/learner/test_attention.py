@@ -111,8 +111,8 @@ def test_a_policy_computes_the_same_with_and_without_a_mask(
     documents = random_documents()
     packed = pack([documents[:4], documents[4:]], 64)
     found = []
-    for limit in (0, 10**9):
-        monkeypatch.setattr("learner.models.attention._MAX_PAIRS", limit)
+    for limit in (-1, 10**9):
+        monkeypatch.setattr("learner.models.attention._MAX_HIDDEN_PAIRS", limit)
         policy.zero_grad()
         logprobs, _ = run_policy(policy, packed, 0.7)
         logprobs.square().sum().backward()

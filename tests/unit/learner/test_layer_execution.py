@@ -109,11 +109,9 @@ def test_compiling_without_a_compiler_is_refused_with_a_cure(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_compiled_layers_compute_the_same_for_every_size_of_microbatch(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path,
 ) -> None:
     """Masked rows, rows without a mask, and layers that are computed again."""
-    # An engine that ran in this process before has turned the compiler off.
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     plain = _policy(directory)

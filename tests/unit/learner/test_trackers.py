@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import socket
+import sqlite3
 import struct
 import sys
 import types
@@ -21,7 +24,7 @@ from common.errors import ConfigError
 from common.trackers import tracker_problems
 from deploy.check_command import check
 from learner.checkpoints.resume import start_or_resume
-from learner.metrics.trackers import Trackers, flat_numbers, run_identity
+from learner.metrics.trackers import PROJECT, Trackers, flat_numbers, run_identity
 from learner.train import take_step, train
 from tests.unit.learner.small_run import (
     ALONE,
@@ -117,6 +120,32 @@ def _log_records(data: bytes) -> Iterator[bytes]:
         if kind in (1, 4):  # full or last
             yield whole
             whole = b""
+
+
+@pytest.mark.slow
+def test_trackio_keeps_every_step_of_a_run_and_its_resumption_without_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # it reads its settings when it is imported
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    called: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: called.append(address))
+    config, broker = _config(tmp_path, "trackio"), small_broker()
+    for _ in range(2):
+        with small_run(config, broker) as run:
+            start_or_resume(run)
+            take_step(run)
+            assert run.telemetry is not None
+            run.telemetry.close()
+    assert called == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / f"{PROJECT}.db")) as database:
+        kept = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step")
+        found = [(name, step, json.loads(values)["loss"]) for name, step, values in kept]
+        (run_ids,) = database.execute("SELECT count(DISTINCT run_id) FROM metrics")
+    name = run_identity(config)
+    assert found == [(name, row["policy_step"], row["loss"]) for row in _rows(config)]
+    assert run_ids == (1,), "the resumed run is the same run"
 
 
 class _FakeTrackio(types.ModuleType):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from msgspec import structs
 
 from common.payloads import client, producer
 from common.payloads.client import ByteRoom, PayloadClient, Wanted
@@ -136,6 +137,35 @@ def test_what_a_server_says_it_does_not_hold_is_lost_at_once() -> None:
     fetched = asyncio.run(consumer(broker, patience_s=60.0).fetch(wanted_of(headers, stores)))
     assert [item is None for item in fetched] == [False, True, False]
     assert broker.lost == [RolloutId(group_id=1, index=0, attempt=1)]
+
+
+def replaced_by_another(broker: ScriptedBroker, known: RolloutHeader) -> RolloutHeader:
+    """Put a rollout of another actor in the place of ``known``; returns ``known`` as handed over.
+
+    A broker that forgot a lease with its machine has granted the same attempt to both.
+    """
+    (store,) = put_all(broker, [known])
+    put_all(broker, [structs.replace(known, actor="actor-1", generation_s=0.25)])
+    return structs.replace(known, store=store)
+
+
+def test_another_rollout_under_the_same_id_is_reported_lost_and_never_taken() -> None:
+    broker = ScriptedBroker({"store-0": ScriptedServer()})
+    known = replaced_by_another(broker, rollout_header())
+    fetched = asyncio.run(consumer(broker, patience_s=60.0).fetch([Wanted.of(known)]))
+    assert fetched == [None]
+    assert broker.lost == [known.rollout_id]
+
+
+def test_a_rollout_that_is_put_again_is_the_same_rollout_wherever_it_lies() -> None:
+    broker = ScriptedBroker({"store-0": ScriptedServer()})
+    header = rollout_header()
+    put_all(broker, [header, header])
+    wanted = Wanted.of(structs.replace(header, store="store-0"))
+    (fetched,) = asyncio.run(consumer(broker).fetch([wanted]))
+    assert fetched is not None
+    assert fetched.header == header
+    assert broker.lost == []
 
 
 def test_an_actor_that_the_broker_no_longer_knows_took_its_rollouts_with_it() -> None:
