@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from common.codec import frames_of_each
 from common.errors import DataError
 from common.types import RolloutHeader, RoutingHeader
 
@@ -16,7 +16,6 @@ ExpertArray = npt.NDArray[np.unsignedinteger]
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
-_Frame = TypeVar("_Frame")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +100,3 @@ def split_frames(
 ) -> list[RolloutArrays]:
     """Arrays of several rollouts from the frames of one message, in order."""
     return [arrays_from_frames(own) for own in frames_of_each(rollouts, frames)]
-
-
-def frames_of_each(
-    rollouts: Sequence[RolloutHeader], frames: Sequence[_Frame]
-) -> Iterator[Sequence[_Frame]]:
-    """Cut the frames of one message into those of each of its rollouts, in order."""
-    start = 0
-    for rollout in rollouts:
-        yield frames[start : start + rollout.num_frames]
-        start += rollout.num_frames

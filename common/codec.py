@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,9 +24,11 @@ from common.messages import (
     references_in,
     rollouts_in,
 )
+from common.types import RolloutHeader
 from common.weight_layout import WeightManifest
 
 Buffer = bytes | bytearray | memoryview
+_Frame = TypeVar("_Frame")
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_FRAME_BYTES = 256 << 20
@@ -173,3 +175,13 @@ def _length_problem(message: AnyMessage, header_bytes: int, lengths: Sequence[in
     if list(lengths) != expected:
         return f"array frames have {list(lengths)[:6]} bytes, the header says {expected[:6]}"
     return None
+
+
+def frames_of_each(
+    rollouts: Sequence[RolloutHeader], frames: Sequence[_Frame]
+) -> Iterator[Sequence[_Frame]]:
+    """Cut the frames of one message into those of each of its rollouts, in order."""
+    start = 0
+    for rollout in rollouts:
+        yield frames[start : start + rollout.num_frames]
+        start += rollout.num_frames

@@ -17,8 +17,8 @@ from actors.verification.credit import target_held
 from actors.verification.grading import Grader, RolloutReference
 from actors.verification.held_leases import HeldLeases, lease_of
 from actors.verification.rollout_judge import RolloutJudge
-from common.arrays import arrays_from_frames, frames_of_each
-from common.codec import Buffer, Decoded
+from common.arrays import arrays_from_frames
+from common.codec import Buffer, Decoded, frames_of_each
 from common.errors import DataError, DecodeError, InfraError, RefusedError
 from common.messages import (
     Heartbeat,

@@ -22,8 +22,7 @@ from collections.abc import (
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from common.arrays import frames_of_each
-from common.codec import Buffer, Decoded
+from common.codec import Buffer, Decoded, frames_of_each
 from common.content_hash import header_hash
 from common.errors import DecodeError, InfraError
 from common.messages import FetchRollouts, GetStores, ReportLost, Request, Rollouts, Stores

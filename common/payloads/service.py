@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.arrays import frames_of_each
-from common.codec import Buffer
+from common.codec import Buffer, frames_of_each
 from common.errors import RefusedError
 from common.messages import (
     Ack,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from common.arrays import frames_of_each
+from common.codec import frames_of_each
 from common.errors import FatalError
 from common.messages import FetchRollouts, Rollouts
 from common.payloads.client import Fetched, Wanted

@@ -17,9 +17,8 @@ from common.arrays import (
     arrays_from_frames,
     experts_from_frame,
     frame_of_experts,
-    frames_of_each,
 )
-from common.codec import Buffer, decode, encode, pack, unpack
+from common.codec import Buffer, decode, encode, frames_of_each, pack, unpack
 from common.errors import DataError, DecodeError
 from common.messages import Rollouts, SubmitRollout
 from common.mixture import Mixture, read_mixture

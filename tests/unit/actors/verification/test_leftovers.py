@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 
 import pytest
 
 from actors.verification.leftovers import Footprint, is_worn
+
+_WITH_AND_WITHOUT_A_CHILD = """
+import subprocess
+from actors.verification.leftovers import Footprint
+process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+print(Footprint.of_this_process().has_children)
+process.communicate()
+print(Footprint.of_this_process().has_children)
+"""
 
 _START = Footprint(num_threads=1, num_files=8, address_bytes=100)
 
@@ -35,10 +45,13 @@ def test_a_child_that_has_processes_from_the_start_may_keep_them() -> None:
 
 
 def test_a_process_is_seen_until_it_was_waited_for() -> None:
-    process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
-    assert Footprint.of_this_process().has_children
-    process.communicate()
-    assert not Footprint.of_this_process().has_children
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_AND_WITHOUT_A_CHILD],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_a_thread_a_file_and_memory_are_seen() -> None:
