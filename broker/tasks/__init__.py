@@ -14,7 +14,8 @@ from broker.tasks.problem import Problem
 
 PromptGenerator = Callable[[int, int], Problem]
 HeldOutGenerator = Callable[[int, int], list[Problem]]
-CorpusGenerator = Callable[[int, int, float], list[tuple[str, str]]]
+CorpusGenerator = Callable[..., list[tuple[str, str]]]
+"""Of seed, count, share of long answers, and the options of the task."""
 
 GENERATORS: dict[str, PromptGenerator] = {
     chain_addition.TASK_NAME: chain_addition.prompt_at,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,15 @@ def task(
 
     NAME is chain-addition, countdown or a dataset of reasoning-gym: reasoning-gym:leg_counting.
     """
-    problems = find_problems(name, _read_options(options), repeatable=False)
+    table = _read_options(options)
+    problems = find_problems(name, table, repeatable=False)
     if kind == "corpus" and split == "held-out":
         raise click.UsageError(
             "--kind corpus with --split held-out would train on the evaluation set "
             "(use --split train)"
         )
     if kind == "corpus":
-        lines = corpus_lines(problems.name, seed=seed, count=count, long_share=long_share)
+        lines = corpus_lines(problems.name, table, seed=seed, count=count, long_share=long_share)
     else:
         lines = prompt_lines(problems, split=split, seed=seed, count=count)
     _write(out, lines)
@@ -105,11 +106,13 @@ def _distinct_problems(problems: Problems, seed: int, count: int) -> list[Proble
     )
 
 
-def corpus_lines(name: str, *, seed: int, count: int, long_share: float) -> Iterator[str]:
-    """Pairs in the format that ``sft.corpus`` reads."""
+def corpus_lines(
+    name: str, options: Mapping[str, Any], *, seed: int, count: int, long_share: float
+) -> Iterator[str]:
+    """Pairs in the format that ``sft.corpus`` reads, for the task with ``options``."""
     if name not in CORPORA:
         raise ConfigError(f"{name} has no cold-start corpus (known: {', '.join(CORPORA)})")
-    pairs = CORPORA[name](seed, count, long_share)
+    pairs = CORPORA[name](seed, count, long_share, **options)
     return (
         json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in pairs
     )

@@ -2,17 +2,16 @@
 
 Both train the same cold-started model on the same prompts in the same order with the same reward
 and the same settings, one after the other on all cores of this machine, a seed at a time, taking
-turns at going first. Run files, settings and prompts are kept: ``HEADRACE_BENCH_DIR`` names a new
-folder for them in place of a temporary one.
+turns at going first. Problems are short and long, so that answers are: a chain of thought is as
+long as its problem, and most answers come without one. Run files, settings and prompts are kept:
+``HEADRACE_BENCH_DIR`` names a new folder for them in place of a temporary one.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,48 +21,22 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import (
-    ActorConfig,
-    Config,
-    LearnerConfig,
-    LossConfig,
-    ModelConfig,
-    PromptsConfig,
-    RewardWeight,
-    RunConfig,
-    SftConfig,
-    VerifierConfig,
-)
 from common.config_loader import to_toml
-from common.errors import FatalError
 from deploy.bench.curves import compare_curves
 from deploy.bench.result import BenchResult, hardware_name, versions
 from deploy.bench.study import load_average
-from deploy.role_commands import headrace_argv
+from deploy.bench.trl_race import (
+    Race,
+    headrace_config,
+    output_of,
+    prepare,
+    prompts_file,
+    run_headrace,
+)
 from deploy.telemetry_records import StepRecord, read_records
 
 MIN_RATIO = 1.5
-_GENERATOR = "chain-addition"
-_SFT_STEPS = 800
-_CORPUS_SIZE = 8000
 _TRIAL_STEPS = 4
-_PATIENCE_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Race:
-    """What both sides are given."""
-
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    num_steps: int = 16
-    groups_per_step: int = 32
-    group_size: int = 8
-    max_tokens: int = 96
-    learning_rate: float = 1e-4
-    max_policy_lag: int = 2
-    """Of headrace; TRL samples and trains in turns, which is lag 0."""
-    trl_threads: tuple[int, ...] = (1, 2)
-    """Of TRL's one process: what is fastest in a few steps is taken. headrace's have one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +73,7 @@ def bench_trl() -> BenchResult:
 
 def _measure(folder: Path, race: Race) -> BenchResult:
     folder.mkdir(parents=True, exist_ok=True)
-    _prepare(folder, race)
+    prepare(folder, race)
     tried = {threads: _trl_step_s(folder, race, threads) for threads in race.trl_threads}
     race = replace(race, trl_threads=(min(tried, key=tried.__getitem__),))
     sides: dict[str, Callable[[Path, Race, int], Lap]] = {"headrace": _headrace, "trl": _trl}
@@ -174,65 +147,12 @@ def rewards_at(ours: Lap, theirs: Lap) -> list[float]:
     return [float(value) for value in found]
 
 
-def _prepare(folder: Path, race: Race) -> None:
-    """Cold-started model and prompts, unless the folder holds them."""
-    if (folder / "model").exists():
-        return
-    corpus, base = folder / "corpus.jsonl", folder / "base"
-    write = ("task", _GENERATOR, "--split", "train")
-    corpus_size = ("--count", str(_CORPUS_SIZE))
-    _headrace_command(folder, *write, "--kind", "corpus", *corpus_size, "--out", str(corpus))
-    for seed in race.seeds:
-        count = ("--count", str(race.num_steps * race.groups_per_step))
-        target = ("--seed", str(1 + seed), "--out", str(_prompts(folder, seed)))
-        _headrace_command(folder, *write, "--kind", "prompts", *count, *target)
-    _headrace_command(folder, "tiny-model", "--corpus", str(corpus), "--out", str(base))
-    sft = Config(
-        run=RunConfig(directory=str(folder / "sft"), id="bench-trl-sft"),
-        model=ModelConfig(path=str(base), max_length=race.max_tokens + 32),
-        prompts=PromptsConfig(generator=_GENERATOR),
-        actor=ActorConfig(max_tokens=race.max_tokens),
-        sft=SftConfig(
-            corpus=str(corpus),
-            output=str(folder / "model"),
-            num_steps=_SFT_STEPS,
-            batch_size=32,
-            learning_rate=2e-3,
-        ),
-    )
-    (folder / "sft.toml").write_text(to_toml(sft), encoding="utf-8")
-    _headrace_command(folder, "sft", str(folder / "sft.toml"))
-
-
-def headrace_config(folder: Path, race: Race, seed: int) -> Config:
-    """The run file of one lap; the objective is the one that TRL calls ``dapo``."""
-    return Config(
-        run=RunConfig(
-            directory=str(folder / f"headrace-{seed}"), id=f"bench-trl-{seed}", seed=seed
-        ),
-        model=ModelConfig(path=str(folder / "model"), max_length=race.max_tokens + 32),
-        prompts=PromptsConfig(file=str(_prompts(folder, seed)), shuffle=False),
-        actor=ActorConfig(max_tokens=race.max_tokens, kv_cache_bytes=64 << 20),
-        verifier=VerifierConfig(rewards=(RewardWeight(name="accuracy"),)),
-        learner=LearnerConfig(
-            num_steps=race.num_steps,
-            groups_per_step=race.groups_per_step,
-            group_size=race.group_size,
-            max_policy_lag=race.max_policy_lag,
-            learning_rate=race.learning_rate,
-            microbatch_tokens=2048,
-            checkpoint_every=race.num_steps,
-            loss=LossConfig(proximal="behavior", correction="none", advantage_epsilon=1e-4),
-        ),
-    )
-
-
 def _headrace(folder: Path, race: Race, seed: int) -> Lap:
     config = headrace_config(folder, race, seed)
     run_file = folder / f"headrace-{seed}.toml"
     run_file.write_text(to_toml(config), encoding="utf-8")
     began_s = time.time()
-    _headrace_command(folder, "run", str(run_file))
+    run_headrace(folder, "run", str(run_file))
     wall_s = time.time() - began_s
     telemetry = Path(config.run.directory) / "telemetry" / "steps.jsonl"
     steps = sorted(read_records(telemetry, StepRecord), key=lambda step: step.policy_step)
@@ -256,13 +176,13 @@ def _trl(folder: Path, race: Race, seed: int) -> Lap:
         "seed": seed,
         "num_threads": num_threads,
         "model": str(folder / "model"),
-        "prompts": str(_prompts(folder, seed)),
+        "prompts": str(prompts_file(folder, seed)),
     }
     file = folder / f"trl-{seed}.json"
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     began_s = time.time()
     argv = (sys.executable, "-m", "learner.studies.trl_study", str(file))
-    figures = json.loads(_output(folder, argv, num_threads=num_threads))
+    figures = json.loads(output_of(folder, argv, num_threads=num_threads))
     return Lap(
         rewards=tuple(figures["rewards"]),
         sampled_at=tuple(map(float, range(len(figures["rewards"])))),
@@ -275,29 +195,3 @@ def _mean_lag(step: StepRecord) -> float:
     """Of the trained tokens of a batch."""
     num_tokens = sum(step.lag_histogram.values())
     return sum(int(lag) * count for lag, count in step.lag_histogram.items()) / max(1, num_tokens)
-
-
-def _prompts(folder: Path, seed: int) -> Path:
-    return folder / f"prompts-{seed}.jsonl"
-
-
-def _headrace_command(folder: Path, *arguments: str) -> None:
-    _output(folder, headrace_argv(*arguments), num_threads=1)
-
-
-def _output(folder: Path, argv: Sequence[str], *, num_threads: int) -> str:
-    """Standard output of a command; raises :class:`FatalError` with its last words."""
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        argv,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_PATIENCE_S,
-        cwd=folder,
-        env={**os.environ, **quiet, "OMP_NUM_THREADS": str(num_threads)},
-    )
-    if done.returncode != 0:
-        said = " ".join(done.stderr.strip().splitlines()[-3:]).removeprefix("headrace: ")
-        raise FatalError(f"{' '.join(itertools.islice(argv, 2, 5))} failed: {said}")
-    return done.stdout

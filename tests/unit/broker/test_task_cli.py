@@ -60,6 +60,8 @@ def test_a_corpus_has_prompts_and_completions_with_the_share_of_long_ones_asked_
     assert len(records) == 25
     assert all(set(record) == {"prompt", "completion"} for record in records)
     assert all("<think></think>" not in record["completion"] for record in records)
+    _run(*common, "--option", "num_terms=9")
+    assert all(line.count("+") >= 8 for line in out.read_text().splitlines())
 
 
 def test_a_corpus_of_held_out_problems_is_refused(tmp_path: Path) -> None:

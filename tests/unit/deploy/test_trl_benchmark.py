@@ -10,7 +10,8 @@ import pytest
 from actors.verification.arithmetic import judge_arithmetic
 from common.config_loader import load_config, to_toml
 from deploy.bench.curves import compare_curves
-from deploy.bench.trl import Lap, Race, headrace_config, result_of, rewards_at
+from deploy.bench.trl import Lap, result_of, rewards_at
+from deploy.bench.trl_race import Race, headrace_config
 from learner.studies.trl_study import accuracy, accuracy_rewards, trainer_arguments
 
 RACE = Race(seeds=(0, 1))
