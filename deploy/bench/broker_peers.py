@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -17,6 +15,7 @@ from common.errors import FatalError
 from common.messages import GetStores, Stores
 from common.sync_channel import SyncChannel
 from common.types import Role
+from deploy.bench.line_process import LineProcess
 
 _PATIENCE_S = 30.0
 _STORE_RUN = """
@@ -37,44 +36,15 @@ sweep_s = 0.1
 """
 
 
-class Peer:
+class Peer(LineProcess):
     """One process of :mod:`deploy.bench.bulk`."""
 
     def __init__(self, kind: str, *arguments: str) -> None:
-        self._kind = kind
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.bench.bulk", kind, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+        super().__init__("deploy.bench.bulk", kind, *arguments)
 
     def start(self, **orders: object) -> None:
         """Give the orders that it waits for."""
-        if self._process.stdin is None:
-            raise FatalError("a peer has a standard input")
-        self._process.stdin.write(json.dumps(orders) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        """Its next line: that it is ready, or what it measured."""
-        line = self._process.stdout.readline() if self._process.stdout is not None else ""
-        if not line:
-            raise FatalError(f"the {self._kind} process of the benchmark ended early")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self.send(orders)
 
 
 Start = Callable[..., Peer]

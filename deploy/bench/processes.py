@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from common.config_loader import load_config, run_paths
 from common.errors import FatalError
+from deploy.bench.line_process import LineProcess
 
 _PATIENCE_S = 30.0
 _RUN_FILE = """
@@ -39,47 +40,21 @@ samples_per_prompt = {group_size}
 """
 
 
-class Worker:
+class Worker(LineProcess):
     """One ``deploy.bench.load`` process."""
 
     def __init__(self, kind: str, *arguments: str) -> None:
-        self._name = kind
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.bench.load", kind, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__("deploy.bench.load", kind, *arguments)
         self.answer()
 
     def tell(self, do: str, **arguments: object) -> None:
         """Start a command; :meth:`answer` waits for its end."""
-        if self._process.stdin is None:
-            raise FatalError("a worker has a standard input")
-        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> Any:
-        """What the last command returned."""
-        if self._process.stdout is None:
-            raise FatalError("a worker has a standard output")
-        line = self._process.stdout.readline()
-        if not line:
-            raise FatalError(f"the {self._name} process of the benchmark ended early")
-        return json.loads(line)
+        self.send({"do": do, **arguments})
 
     def ask(self, do: str, **arguments: object) -> Any:
         """Run a command."""
         self.tell(do, **arguments)
         return self.answer()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 class BrokerUnderTest:
