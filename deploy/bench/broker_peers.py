@@ -88,7 +88,7 @@ def _address_of_store(broker: str) -> str:
             reply = channel.request(GetStores()).message
             if isinstance(reply, Stores) and reply.stores:
                 return reply.stores[0].endpoint
-            time.sleep(0.02)
+            time.sleep(0.02)  # a store that starts can only be asked for again and again
     finally:
         channel.close()
     raise FatalError("the store of the benchmark did not start")

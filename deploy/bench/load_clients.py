@@ -112,7 +112,7 @@ class VerdictSource:
             num_sent = due
             while self._verifier.socket.poll(0):
                 num_acked += self._verifier.receive_acks()
-            time.sleep(_PACE_S)
+            time.sleep(_PACE_S)  # the offered load is a pace
         return {"start_s": start_s, "end_s": time.monotonic(), "messages": len(ready)}
 
     def probe(self, number: int, pause_s: float, num_lanes: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class BrokerUnderTest:
         while not (state.exists() and '"ready"' in state.read_text(encoding="utf-8")):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 raise FatalError("the broker of the benchmark did not start")
-            time.sleep(0.02)
+            time.sleep(0.02)  # a process that starts can only be looked at again and again
 
 
 def percentile_bound(before: dict[float, float], after: dict[float, float], share: float) -> float:
